@@ -1,0 +1,79 @@
+//! The log: one totally ordered, durable sequence of records. What is in a record it does not know.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+/// One committed record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Its place, counted from 1 without gaps.
+    pub seq: u64,
+    /// An encoded entry.
+    pub bytes: Bytes,
+}
+
+/// The whole state as it was after the record `seq`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The last record that is in it.
+    pub seq: u64,
+    /// The encoded state; the log keeps it compressed and checks it by its hash.
+    pub bytes: Bytes,
+}
+
+/// Why an append failed. The difference decides what the submitter may say to its user.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AppendError {
+    /// Nothing was done and nothing will be: EAGAIN.
+    #[error("nothing was written: {0}")]
+    NotDone(String),
+    /// It may be in the log, now or later: send the same records again before anything newer, or say ETIMEDOUT.
+    #[error("the outcome is unknown: {0}")]
+    Unknown(String),
+    /// This log can't go on; the process must end and be started again.
+    #[error("the log can't go on: {0}")]
+    Fatal(String),
+}
+
+/// Why the log can't be read or opened. Each message says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// What is stored is not what was written.
+    #[error("the log in {path} is damaged: {what}; {advice}")]
+    Damaged {
+        /// The data folder.
+        path: String,
+        /// What was found.
+        what: String,
+        /// What a person can do about it.
+        advice: String,
+    },
+    /// The disk or the database refused.
+    #[error("the log can't be used: {0}")]
+    Failed(String),
+}
+
+/// The log as the engine uses it. Implementations: `memory.rs`, `hiqlite.rs`.
+///
+/// Committed records come through the receiver that opening gave, in order of `seq`; the receiver is bounded and the
+/// log drops what does not fit: whoever sees a gap reads the missing records with [`Log::read`].
+#[async_trait]
+pub trait Log: Send + Sync + 'static {
+    /// Appends the records in this order as one commit; resolves when they are durable.
+    async fn append(&self, records: Vec<Bytes>) -> Result<(), AppendError>;
+    /// Up to `max` committed records after `after`, in order.
+    async fn read(&self, after: u64, max: usize) -> Result<Vec<Record>, LogError>;
+    /// The newest snapshot.
+    async fn snapshot(&self) -> Result<Option<Snapshot>, LogError>;
+    /// Stores a snapshot; older ones may be dropped once it is durable.
+    async fn save_snapshot(&self, snapshot: Snapshot) -> Result<(), AppendError>;
+    /// Drops records up to and including `upto`, in slices. There must be a snapshot at or after it.
+    async fn cut(&self, upto: u64) -> Result<(), AppendError>;
+    /// Notes that `seq` was applied and that the chain of hashes over all records up to it is `chain`. Called before the
+    /// records up to `seq` are acknowledged; at the next opening a log that ends before it is [`LogError::Damaged`].
+    fn mark(&self, seq: u64, chain: [u8; 32]) -> Result<(), LogError>;
+    /// The mark that was there when the log was opened, if any.
+    fn last_mark(&self) -> Option<(u64, [u8; 32])>;
+    /// Ends it cleanly, in bounded time.
+    async fn close(&self);
+}

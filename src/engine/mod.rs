@@ -1,0 +1,22 @@
+//! What is true, and the way to change it: the handle that the tree and the agent share.
+
+pub mod hypervisor;
+pub mod log;
+pub mod state;
+
+use crate::text::Refusal;
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use state::VmId;
+
+/// What only the host itself knows, for the files of the tree that show it. Implemented by the agent.
+pub trait LocalHost: Send + Sync + 'static {
+    /// A VM's past console output, oldest first, bounded; empty if it never ran here.
+    fn console_log(&self, vm: VmId) -> Result<Bytes, Refusal>;
+    /// Opens a VM's serial console.
+    fn console(&self, vm: VmId) -> BoxFuture<'static, Result<hypervisor::Console, Refusal>>;
+    /// Lines for `/nodes/NAME/status`: hypervisor, accelerator, what is missing, what could not be undone, the supervision tree.
+    fn status(&self) -> Vec<(String, String)>;
+    /// Sets the level of the trace, as `info` or `blixard::fs=debug`.
+    fn set_trace_level(&self, directive: &str) -> Result<(), Refusal>;
+}

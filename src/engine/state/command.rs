@@ -1,0 +1,179 @@
+//! Commands: what can be asked of the state machine, by users and by the agents.
+
+use super::{NodeId, VmId, VmSpec};
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+
+/// One command. The order of variants is part of the log's format: add at the end only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// The first entry of a cluster: its name, its first node (number 1) and its first admin.
+    Init {
+        /// The cluster's name.
+        cluster: String,
+        /// The first node's name.
+        node: String,
+        /// The first admin's name.
+        admin: String,
+        /// The first admin's uid on the node.
+        admin_uid: u32,
+    },
+    /// A node's process has started: what its host offers.
+    NodeUp {
+        /// The host's /proc/sys/kernel/random/boot_id: VMs of an earlier host boot are gone.
+        host_boot: String,
+        /// `qemu` or `simulated`.
+        hypervisor: String,
+        /// Memory that guests may have there, in bytes.
+        memory_bytes: u64,
+        /// Virtual CPUs that guests may have there.
+        cpus: u32,
+    },
+    /// A node's process is about to end cleanly.
+    NodeDown,
+    /// Does nothing; seen applied, it is a barrier.
+    Barrier,
+    /// Makes a VM.
+    VmNew {
+        /// Its name, unique among VMs.
+        name: Option<String>,
+        /// The rest of what was asked for.
+        spec: VmSpec,
+        /// `id=KEY`: a repeated one gives the first one's number.
+        key: Option<String>,
+    },
+    /// A verb on a VM.
+    Vm {
+        /// Which.
+        vm: VmId,
+        /// What.
+        verb: VmVerb,
+        /// Under which conditions.
+        conditions: Conditions,
+    },
+    /// What the agent of the VM's node saw.
+    VmReport {
+        /// Which VM.
+        vm: VmId,
+        /// The generation that it is about; an old one is refused.
+        generation: u64,
+        /// What.
+        report: VmReport,
+    },
+    /// Makes an image known.
+    ImageRegister {
+        /// Unique among images.
+        name: String,
+        /// Its files' size in bytes.
+        size_bytes: u64,
+        /// SHA-256 over its files, in hexadecimal.
+        sha256: String,
+    },
+    /// Forgets an image; refused while a VM uses it.
+    ImageForget {
+        /// Its name.
+        name: String,
+    },
+    /// Makes a pool of addresses.
+    PoolNew {
+        /// Unique among pools.
+        name: String,
+        /// The network, as `10.42.0.0/16` or `fd00::/64`.
+        network: ipnetwork::IpNetwork,
+        /// The router's address; never leased. None: the network's first.
+        gateway: Option<IpAddr>,
+        /// Ranges never leased, first and last address of each.
+        reserved: Vec<(IpAddr, IpAddr)>,
+    },
+    /// Forgets a pool; refused while it has leases.
+    PoolDelete {
+        /// Its name.
+        name: String,
+    },
+    /// Sets a user's role and uid; makes the user if there is none.
+    UserSet {
+        /// The user's name.
+        name: String,
+        /// The role.
+        role: super::Role,
+        /// The uid on the nodes, for unix sockets and FUSE.
+        uid: Option<u32>,
+    },
+}
+
+/// `version=` and `id=`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Conditions {
+    /// Only if the object's version is this.
+    pub version: Option<u64>,
+    /// Only once: a repeated one gets the first one's answer.
+    pub key: Option<String>,
+}
+
+/// What can be done to a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VmVerb {
+    /// Desired: running.
+    Start,
+    /// Desired: stopped, by power-down, then after `grace_ms` (None: the VM's own) by force.
+    Stop {
+        /// Milliseconds.
+        grace_ms: Option<u64>,
+    },
+    /// Desired: stopped, at once.
+    Kill,
+    /// A new generation of a running VM.
+    Restart,
+    /// Desired: paused.
+    Pause,
+    /// Desired: running, of a paused one.
+    Resume,
+    /// No longer there; refused while it runs.
+    Delete,
+    /// Changes attributes; what needs a restart takes effect at the next start.
+    Set {
+        /// `name=` (an empty one removes the name).
+        name: Option<String>,
+        /// The spec's attributes that change.
+        changes: super::vm::SpecChanges,
+    },
+}
+
+/// What an agent saw of a VM, always of one generation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VmReport {
+    /// The process runs and the control socket answers.
+    Started {
+        /// The process, for people to look at.
+        pid: u32,
+    },
+    /// The guest has answered.
+    GuestReady,
+    /// The CPUs are stopped.
+    Paused,
+    /// The CPUs run again.
+    Resumed,
+    /// It could not be started, or crashed. What was acquired has been given back, or is listed in the node's status.
+    Failed {
+        /// What happened and what to do.
+        sentence: String,
+        /// False: it can't work until somebody changes something.
+        may_retry: bool,
+    },
+    /// The guest powered itself off.
+    PoweredOff,
+    /// It is gone because we ended it.
+    Ended,
+    /// `retry` is due: the agent's timer ran out.
+    RetryDue,
+    /// Everything of a VM in `deleting` is gone from the node.
+    Removed,
+    /// Something worth a line in `error` and `events` that changes no state.
+    Trouble {
+        /// What.
+        sentence: String,
+    },
+}
+
+/// Where a command came from, if it matters to `apply`.
+pub type Submitter = NodeId;

@@ -1,0 +1,3 @@
+//! The tree: what a file is, what a directory is. No decision is taken here: text in, text out.
+
+pub mod tree;

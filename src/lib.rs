@@ -1,0 +1,18 @@
+//! Blixard makes a cluster of machines into a file tree.
+//!
+//! The map. A room imports only from rooms further down (`tests/architecture.rs` checks it):
+//!
+//! - [`config`]: configuration, typed; every mistake names key, value and what is allowed
+//! - [`fs`]: the tree: what a file is, what a directory is; served over FUSE and 9P
+//! - [`engine`]: what is true: the replicated state machine, its log, and the hands on each host
+//! - [`ninep`]: 9P messages, and a client: knows only `text`
+//! - [`ipam`]: pools and leases: pure
+//! - [`clock`]: the hybrid logical clock
+//! - [`text`]: `attr=value`, `key value`, columns, sizes, durations, refusals: parsing and printing
+
+pub mod clock;
+pub mod engine;
+pub mod fs;
+pub mod ipam;
+pub mod ninep;
+pub mod text;

@@ -1,0 +1,2 @@
+//! blixard
+fn main() {}

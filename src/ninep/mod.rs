@@ -1,0 +1,1 @@
+//! 9P: messages and a client. Knows only `text`.
