@@ -1,0 +1,99 @@
+//! Dial strings, as dial(3) of Plan 9 has them: `tcp!127.0.0.1!564`, `unix!/run/blixard/sock`.
+
+use super::{Refusal, attrs::shown};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// The longest path of a unix socket, in bytes: sun_path of unix(7) less its NUL.
+pub const UNIX_PATH_BYTES_MAX: usize = 107;
+
+/// The port that 9P has with IANA.
+pub const NINEP_PORT: u16 = 564;
+
+/// Where a server listens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Dial {
+    /// A host (name or address) and a port.
+    Tcp {
+        /// Name or address.
+        host: String,
+        /// Port; 0 lets the kernel choose when listening.
+        port: u16,
+    },
+    /// The path of a unix socket.
+    Unix(PathBuf),
+}
+
+impl FromStr for Dial {
+    type Err = Refusal;
+
+    fn from_str(text: &str) -> Result<Dial, Refusal> {
+        let wrong = |why: &str| {
+            let form = "a dial string is as tcp!127.0.0.1!564 or unix!/run/blixard/sock";
+            Refusal::invalid(format!("invalid dial string '{}': {why}; {form}", shown(text)))
+        };
+        match text.split_once('!') {
+            Some(("unix", path)) if path.len() > UNIX_PATH_BYTES_MAX => {
+                Err(wrong(&format!("the path has {} bytes, and a socket's has at most 107", path.len())))
+            }
+            Some(("unix", path)) if !path.is_empty() && !path.contains('\0') => Ok(Dial::Unix(path.into())),
+            Some(("unix", _)) => Err(wrong("there is no path")),
+            Some(("tcp", rest)) => {
+                let (host, port) = rest.split_once('!').unwrap_or((rest, "9fs"));
+                let port = match port {
+                    "9fs" | "9pfs" => NINEP_PORT,
+                    number => number.parse().map_err(|_| wrong("the port is no number up to 65535"))?,
+                };
+                if host.is_empty() {
+                    Err(wrong("there is no host"))
+                } else {
+                    Ok(Dial::Tcp { host: host.to_owned(), port })
+                }
+            }
+            Some((network, _)) => Err(wrong(&format!("the network '{}' is unknown", shown(network)))),
+            None => Err(wrong("there is no '!' in it")),
+        }
+    }
+}
+
+impl std::fmt::Display for Dial {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Dial::Tcp { host, port } => write!(f, "tcp!{host}!{port}"),
+            Dial::Unix(path) => write!(f, "unix!{}", path.display()),
+        }
+    }
+}
+
+impl TryFrom<String> for Dial {
+    type Error = Refusal;
+    fn try_from(text: String) -> Result<Dial, Refusal> {
+        text.parse()
+    }
+}
+
+impl From<Dial> for String {
+    fn from(dial: Dial) -> String {
+        dial.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dial_strings() {
+        for text in ["tcp!127.0.0.1!564", "unix!/run/blixard/sock", "tcp!::1!5640"] {
+            assert_eq!(text.parse::<Dial>().unwrap().to_string(), text);
+        }
+        assert_eq!("tcp!alpha".parse::<Dial>().unwrap(), Dial::Tcp { host: "alpha".into(), port: 564 });
+        for wrong in
+            ["", "tcp", "tcp!", "tcp!h!70000", "udp!h!1", "unix!", "/run/sock", &format!("unix!/{}", "x".repeat(200))]
+        {
+            assert!(wrong.parse::<Dial>().is_err(), "{wrong}");
+        }
+    }
+}
