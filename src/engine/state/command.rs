@@ -1,6 +1,6 @@
 //! Commands: what can be asked of the state machine, by users and by the agents.
 
-use super::{NodeId, VmId, VmSpec};
+use super::{VmId, VmSpec};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 
@@ -132,10 +132,10 @@ pub enum VmVerb {
     Delete,
     /// Changes attributes; what needs a restart takes effect at the next start.
     Set {
-        /// `name=` (an empty one removes the name).
+        /// `name=`; an empty one removes the name.
         name: Option<String>,
         /// The spec's attributes that change.
-        changes: super::vm::SpecChanges,
+        changes: super::SpecChanges,
     },
 }
 
@@ -174,6 +174,3 @@ pub enum VmReport {
         sentence: String,
     },
 }
-
-/// Where a command came from, if it matters to `apply`.
-pub type Submitter = NodeId;

@@ -1,6 +1,6 @@
 //! What the log holds: an entry is one transaction of commands, stamped by its submitter.
 
-use super::{Command, NodeId, VmId};
+use super::{Command, DecodeError, NodeId};
 use crate::clock::HybridTime;
 use crate::text::Refusal;
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,13 @@ pub struct EntryId {
     pub boot: u64,
     /// Counted up from 1 within the boot; taken only if greater than the last one applied.
     pub n: u64,
+}
+
+/// `NODE.BOOT.N`, as `/log` shows it and as a sentence about an unknown outcome names it.
+impl std::fmt::Display for EntryId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}.{}", self.node, self.boot, self.n)
+    }
 }
 
 /// On whose behalf.
@@ -39,8 +46,21 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// The most commands in one transaction: what a write of 64 KiB can hold of the shortest ones (`start\n`), rounded up.
+    /// The most commands in one transaction: what a write of 64 KiB can hold of the shortest ones (`stop\n`), rounded up.
     pub const COMMANDS_MAX: usize = 16_384;
+
+    /// As bytes, for the log.
+    pub fn encode(&self) -> Vec<u8> {
+        super::encode(self)
+    }
+
+    /// From [`Entry::encode`]'s bytes.
+    ///
+    /// # Errors
+    /// Another format, or damaged.
+    pub fn decode(bytes: &[u8]) -> Result<Entry, DecodeError> {
+        super::decode(bytes)
+    }
 }
 
 /// What one command gave back.
@@ -56,16 +76,3 @@ pub enum Reply {
 
 /// What became of an entry.
 pub type Outcome = Result<Vec<Reply>, Refusal>;
-
-/// Something that happened, for `events`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Event {
-    /// The entry that made it so.
-    pub seq: u64,
-    /// The entry's time.
-    pub at: HybridTime,
-    /// The VM that it is about, if it is about one.
-    pub vm: Option<VmId>,
-    /// One line: `vm 42 running generation 3 node alpha`.
-    pub what: String,
-}

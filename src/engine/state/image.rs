@@ -15,10 +15,10 @@ pub struct Image {
     pub size_bytes: u64,
     /// SHA-256 over its files, in hexadecimal.
     pub sha256: String,
-    /// Who registered it.
-    pub owner: String,
-    /// When.
+    /// When it was registered.
     pub created: HybridTime,
-    /// The seq of the entry that last changed it.
+    /// When it last changed.
+    pub changed: HybridTime,
+    /// The entry that last changed it.
     pub changed_seq: u64,
 }

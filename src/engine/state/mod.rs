@@ -1,23 +1,43 @@
-//! The replicated state machine: `apply(state, entry)` is the one place where a decision is taken.
+//! The replicated state machine: [`State::apply`] is the one place where a decision is taken.
 //!
 //! Pure: no clock, no I/O, no randomness, no floats, no iteration over hash maps. Time and ids come inside the entry.
-//! Each node computes the same [`State`] from the same log.
+//! Each node computes the same [`State`] from the same log. A state is a value: readers keep one as long as they like.
+//!
+//! - `apply.rs`: takes an entry: is it new, is it allowed; then hands each command to the entity that it is about
+//! - `vm.rs`: the VM, its transitions, drawn there; `spec.rs`: what may be asked of one
+//! - `placement.rs`: which node a VM goes to; `keys.rs`: `id=KEY`; `check.rs`: every invariant in one function
 
+mod apply;
+mod check;
 pub mod command;
+mod command_text;
 pub mod entry;
+pub mod event;
 pub mod image;
+mod keys;
 pub mod node;
+mod placement;
+pub mod spec;
 pub mod user;
 pub mod vm;
+mod vm_apply;
 
 pub use command::{Command, Conditions, VmReport, VmVerb};
-pub use entry::{By, Entry, EntryId, Event, Outcome, Reply};
+pub use entry::{By, Entry, EntryId, Outcome, Reply};
+pub use event::{Event, Subject, What};
 pub use image::Image;
 pub use node::Node;
-pub use user::{Role, User};
-pub use vm::{Actual, Desired, Vm, VmSpec};
+pub use spec::{Restart, SpecChanges, VmSpec};
+pub use user::{NOBODY, Operation, Role, User};
+pub use vm::{Actual, Desired, Vm};
 
+use crate::clock::HybridTime;
+use crate::ipam::Ipam;
+use imbl::OrdMap;
+use keys::Keys;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::sync::Arc;
 
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident) => {
@@ -48,3 +68,210 @@ id!(
     /// A user's number.
     UserId
 );
+
+/// The pool that a cluster begins with, and that a VM's address comes from unless it says otherwise.
+pub const DEFAULT_POOL: &str = "default";
+/// Its network.
+pub const DEFAULT_NETWORK: &str = "10.42.0.0/16";
+/// Names that no VM may have: the files of its directory.
+pub const RESERVED_NAMES: &[&str] = &["ctl", "events", "json", "list", "new", "status"];
+/// The format of [`State::encode`], its first byte.
+const FORMAT: u8 = 1;
+
+/// Everything that is replicated. A clone costs nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    seq: u64,
+    cluster: Option<String>,
+    now: HybridTime,
+    vms: OrdMap<VmId, Arc<Vm>>,
+    vm_names: OrdMap<String, VmId>,
+    nodes: OrdMap<NodeId, Node>,
+    images: OrdMap<String, Image>,
+    users: OrdMap<String, User>,
+    ipam: Ipam,
+    /// The last applied (boot, n) of each node.
+    submitters: OrdMap<NodeId, (u64, u64)>,
+    keys: Keys,
+    /// Guest memory promised on each node, in bytes.
+    promised: OrdMap<NodeId, u64>,
+    last_vm: u64,
+    last_image: u64,
+    last_user: u64,
+    /// The entry that last made, removed or renamed something in /vms; the others know theirs by their objects.
+    vms_seq: u64,
+}
+
+/// Why stored bytes are no state or entry.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// Written by a blixard with another format.
+    #[error("it has format {0}, and this blixard knows format {FORMAT}")]
+    UnknownFormat(u8),
+    /// Not what was written.
+    #[error("it is damaged: {0}")]
+    Damaged(String),
+}
+
+/// The bytes of a value, its format first.
+fn encode(value: &impl Serialize) -> Vec<u8> {
+    // Into a Vec postcard can only fail for types without a length, which no type here is; an empty text is refused by `decode`.
+    postcard::to_extend(value, vec![FORMAT]).unwrap_or_default()
+}
+
+fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, DecodeError> {
+    match bytes.split_first() {
+        None => Err(DecodeError::Damaged("it is empty".to_owned())),
+        Some((&FORMAT, rest)) => match postcard::take_from_bytes(rest) {
+            Ok((value, [])) => Ok(value),
+            Ok((_, more)) => Err(DecodeError::Damaged(format!("{} bytes too many", more.len()))),
+            Err(error) => Err(DecodeError::Damaged(error.to_string())),
+        },
+        Some((other, _)) => Err(DecodeError::UnknownFormat(*other)),
+    }
+}
+
+impl State {
+    /// Before the first entry.
+    pub fn new() -> State {
+        State::default()
+    }
+
+    /// As bytes, for a snapshot.
+    pub fn encode(&self) -> Vec<u8> {
+        encode(self)
+    }
+
+    /// From [`State::encode`]'s bytes.
+    ///
+    /// # Errors
+    /// Another format, or damaged.
+    pub fn decode(bytes: &[u8]) -> Result<State, DecodeError> {
+        decode(bytes)
+    }
+
+    /// SHA-256 over everything but `seq`: equal on nodes that have taken the same decisions.
+    pub fn hash(&self) -> [u8; 32] {
+        let mut content = self.clone();
+        content.seq = 0;
+        Sha256::digest(content.encode()).into()
+    }
+
+    /// The last entry that was applied.
+    pub fn seq(&self) -> u64 {
+        self.seq
+    }
+
+    /// The cluster's time: the median of its nodes' newest stamps, never falling.
+    pub fn now(&self) -> HybridTime {
+        self.now
+    }
+
+    /// The cluster's name, once it has one.
+    pub fn cluster(&self) -> Option<&str> {
+        self.cluster.as_deref()
+    }
+
+    /// A VM.
+    pub fn vm(&self, id: VmId) -> Option<&Arc<Vm>> {
+        self.vms.get(&id)
+    }
+
+    /// A VM by name.
+    pub fn vm_named(&self, name: &str) -> Option<&Arc<Vm>> {
+        self.vms.get(self.vm_names.get(name)?)
+    }
+
+    /// All VMs, by number.
+    pub fn vms(&self) -> impl ExactSizeIterator<Item = &Arc<Vm>> {
+        self.vms.values()
+    }
+
+    /// The VMs with a number greater than `after`, by number.
+    pub fn vms_after(&self, after: VmId) -> impl Iterator<Item = &Arc<Vm>> {
+        self.vms.range((std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded)).map(|(_, vm)| vm)
+    }
+
+    /// What is not the same VM in `older`: (before, now) of each, in no particular order. It costs as much as has changed.
+    pub fn vms_changed_since<'a>(&'a self, older: &'a State) -> impl Iterator<Item = VmChange<'a>> {
+        older.vms.diff(&self.vms).map(|item| match item {
+            imbl::ordmap::DiffItem::Add(_, vm) => (None, Some(vm)),
+            imbl::ordmap::DiffItem::Update { old: (_, old), new: (_, new) } => (Some(old), Some(new)),
+            imbl::ordmap::DiffItem::Remove(_, vm) => (Some(vm), None),
+        })
+    }
+
+    /// The entry that last changed which VMs there are and what they are called.
+    pub fn vms_seq(&self) -> u64 {
+        self.vms_seq
+    }
+
+    /// A node.
+    pub fn node(&self, id: NodeId) -> Option<&Node> {
+        self.nodes.get(&id)
+    }
+
+    /// A node by name.
+    pub fn node_named(&self, name: &str) -> Option<&Node> {
+        self.nodes.values().find(|n| n.name == name)
+    }
+
+    /// All nodes, by number.
+    pub fn nodes(&self) -> impl ExactSizeIterator<Item = &Node> {
+        self.nodes.values()
+    }
+
+    /// Guest memory promised on a node, in bytes.
+    pub fn memory_promised(&self, node: NodeId) -> u64 {
+        self.promised.get(&node).copied().unwrap_or(0)
+    }
+
+    /// An image by name.
+    pub fn image_named(&self, name: &str) -> Option<&Image> {
+        self.images.get(name)
+    }
+
+    /// All images, by name.
+    pub fn images(&self) -> impl ExactSizeIterator<Item = &Image> {
+        self.images.values()
+    }
+
+    /// A user by name.
+    pub fn user_named(&self, name: &str) -> Option<&User> {
+        self.users.get(name)
+    }
+
+    /// The user with this uid on the nodes.
+    pub fn user_with_uid(&self, uid: u32) -> Option<&User> {
+        self.users.values().find(|u| u.uid == Some(uid))
+    }
+
+    /// All users, by name.
+    pub fn users(&self) -> impl ExactSizeIterator<Item = &User> {
+        self.users.values()
+    }
+
+    /// The pools.
+    pub fn ipam(&self) -> &Ipam {
+        &self.ipam
+    }
+
+    /// The last applied (boot, n) of a node.
+    pub fn last_of(&self, node: NodeId) -> Option<(u64, u64)> {
+        self.submitters.get(&node).copied()
+    }
+
+    /// May this user do this to an object of this owner? The mode bits are made by this, and `apply` asks it again.
+    pub fn may(&self, user: &str, owner: Option<&str>, operation: Operation) -> bool {
+        let role = self.users.get(user).map(|u| u.role);
+        match operation {
+            Operation::Read => true,
+            Operation::Create => role >= Some(Role::Operator),
+            Operation::Control => role == Some(Role::Admin) || (role == Some(Role::Operator) && owner == Some(user)),
+            Operation::Administer => role == Some(Role::Admin),
+        }
+    }
+}
+
+/// A VM before and after; None: it was not there, or is no more.
+pub type VmChange<'a> = (Option<&'a Arc<Vm>>, Option<&'a Arc<Vm>>);

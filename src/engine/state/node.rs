@@ -13,13 +13,13 @@ pub struct Node {
     pub name: String,
     /// Is its process up, as far as it has said?
     pub up: bool,
-    /// The host's boot_id, from its last `NodeUp`.
+    /// The host's boot_id, from its last `NodeUp`; empty before the first.
     pub host_boot: String,
     /// `qemu` or `simulated`.
     pub hypervisor: String,
     /// Memory that guests may have there, in bytes.
     pub memory_bytes: u64,
-    /// Virtual CPUs that guests may have there.
+    /// Virtual CPUs of the host.
     pub cpus: u32,
     /// The newest stamp of an entry it submitted.
     pub newest_stamp: HybridTime,
@@ -27,6 +27,6 @@ pub struct Node {
     pub version: u64,
     /// When it last changed.
     pub changed: HybridTime,
-    /// The seq of the entry that last changed it.
+    /// The entry that last changed it.
     pub changed_seq: u64,
 }

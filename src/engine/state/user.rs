@@ -2,7 +2,11 @@
 
 use super::UserId;
 use crate::clock::HybridTime;
+use crate::text::Refusal;
 use serde::{Deserialize, Serialize};
+
+/// The name of whoever the cluster doesn't know: may read what all may read.
+pub const NOBODY: &str = "none";
 
 /// What a user may do; each role may do what the ones before it may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -13,6 +17,46 @@ pub enum Role {
     Operator,
     /// Everything.
     Admin,
+}
+
+/// What somebody wants to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    /// Read what all may read.
+    Read,
+    /// Make an object.
+    Create,
+    /// Change an object.
+    Control,
+    /// Change what belongs to the cluster: nodes, images, pools, users.
+    Administer,
+}
+
+impl Role {
+    /// The words, in the order in which an error lists them.
+    pub const WORDS: &[&str] = &["viewer", "operator", "admin"];
+}
+
+impl std::fmt::Display for Role {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Role::Viewer => "viewer",
+            Role::Operator => "operator",
+            Role::Admin => "admin",
+        })
+    }
+}
+
+impl std::str::FromStr for Role {
+    type Err = Refusal;
+    fn from_str(word: &str) -> Result<Role, Refusal> {
+        match word {
+            "viewer" => Ok(Role::Viewer),
+            "operator" => Ok(Role::Operator),
+            "admin" => Ok(Role::Admin),
+            _ => Err(crate::text::unknown("role", word, Role::WORDS)),
+        }
+    }
 }
 
 /// Somebody whom the cluster knows.
@@ -26,8 +70,8 @@ pub struct User {
     pub role: Role,
     /// Their uid on the nodes.
     pub uid: Option<u32>,
-    /// The seq of the entry that last changed them.
-    pub changed_seq: u64,
-    /// When that was.
+    /// When they last changed.
     pub changed: HybridTime,
+    /// The entry that last changed them.
+    pub changed_seq: u64,
 }

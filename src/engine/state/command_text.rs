@@ -1,0 +1,117 @@
+//! A command as text, for the audit trail: as its user might have written it, the object first.
+
+use super::{Command, Conditions, VmReport, VmVerb};
+use crate::text::{attrs::quote, duration, size};
+use std::fmt;
+
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Command::Init { cluster, node, admin, admin_uid } => {
+                write!(f, "cluster init {} node={node} admin={} uid={admin_uid}", quote(cluster), quote(admin))
+            }
+            Command::NodeUp { hypervisor, memory_bytes, cpus, .. } => {
+                write!(f, "node up hypervisor={hypervisor} memory={} cpus={cpus}", size::print(*memory_bytes))
+            }
+            Command::NodeDown => f.write_str("node down"),
+            Command::Barrier => f.write_str("barrier"),
+            Command::VmNew { name, spec, key } => {
+                f.write_str("vms/new")?;
+                attribute(f, "name", name.as_deref())?;
+                write!(f, " {spec}")?;
+                attribute(f, "id", key.as_deref())
+            }
+            Command::Vm { vm, verb, conditions } => write!(f, "vms/{vm} {verb}{conditions}"),
+            Command::VmReport { vm, generation, report } => {
+                write!(f, "vms/{vm} report generation={generation} {report}")
+            }
+            Command::ImageRegister { name, size_bytes, sha256 } => {
+                write!(f, "images/{name} register size={} sha256={sha256}", size::print(*size_bytes))
+            }
+            Command::ImageForget { name } => write!(f, "images/{} delete", quote(name)),
+            Command::PoolNew { name, network, gateway, reserved } => {
+                write!(f, "ipam/new name={} network={network}", quote(name))?;
+                if let Some(gateway) = gateway {
+                    write!(f, " gateway={gateway}")?;
+                }
+                if !reserved.is_empty() {
+                    let ranges: Vec<_> = reserved.iter().map(|(from, to)| format!("{from}-{to}")).collect();
+                    write!(f, " reserved={}", ranges.join(","))?;
+                }
+                Ok(())
+            }
+            Command::PoolDelete { name } => write!(f, "ipam/{} delete", quote(name)),
+            Command::UserSet { name, role, uid } => {
+                write!(f, "users/{} set role={role}", quote(name))?;
+                uid.map_or(Ok(()), |uid| write!(f, " uid={uid}"))
+            }
+        }
+    }
+}
+
+fn attribute(f: &mut fmt::Formatter<'_>, key: &str, value: Option<&str>) -> fmt::Result {
+    value.map_or(Ok(()), |value| write!(f, " {key}={}", quote(value)))
+}
+
+/// As `spec` shows it: one line, every attribute, in the form that `new` takes.
+impl fmt::Display for super::VmSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "image={} cpus={} memory={}", quote(&self.image), self.cpus, size::print(self.memory_bytes))?;
+        if let Some(disk_bytes) = self.disk_bytes {
+            write!(f, " disk={}", size::print(disk_bytes))?;
+        }
+        attribute(f, "pool", self.pool.as_deref())?;
+        if let Some(ip) = self.ip {
+            write!(f, " ip={ip}")?;
+        }
+        write!(f, " restart={} grace={}", self.restart, duration::print(self.grace_ms))
+    }
+}
+
+impl fmt::Display for VmVerb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            VmVerb::Start => f.write_str("start"),
+            VmVerb::Stop { grace_ms: None } => f.write_str("stop"),
+            VmVerb::Stop { grace_ms: Some(ms) } => write!(f, "stop grace={}", duration::print(*ms)),
+            VmVerb::Kill => f.write_str("kill"),
+            VmVerb::Restart => f.write_str("restart"),
+            VmVerb::Pause => f.write_str("pause"),
+            VmVerb::Resume => f.write_str("resume"),
+            VmVerb::Delete => f.write_str("delete"),
+            VmVerb::Set { name, changes } => {
+                f.write_str("set")?;
+                attribute(f, "name", name.as_deref())?;
+                attribute(f, "image", changes.image.as_deref())?;
+                attribute(f, "cpus", changes.cpus.map(|c| c.to_string()).as_deref())?;
+                attribute(f, "memory", changes.memory_bytes.map(size::print).as_deref())?;
+                attribute(f, "restart", changes.restart.map(|r| r.to_string()).as_deref())?;
+                attribute(f, "grace", changes.grace_ms.map(duration::print).as_deref())
+            }
+        }
+    }
+}
+
+impl fmt::Display for Conditions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        attribute(f, "version", self.version.map(|v| v.to_string()).as_deref())?;
+        attribute(f, "id", self.key.as_deref())
+    }
+}
+
+impl fmt::Display for VmReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            VmReport::Started { pid } => write!(f, "started pid={pid}"),
+            VmReport::GuestReady => f.write_str("guest-ready"),
+            VmReport::Paused => f.write_str("paused"),
+            VmReport::Resumed => f.write_str("resumed"),
+            VmReport::Failed { sentence, may_retry } => write!(f, "failed retry={may_retry} why={}", quote(sentence)),
+            VmReport::PoweredOff => f.write_str("powered-off"),
+            VmReport::Ended => f.write_str("ended"),
+            VmReport::RetryDue => f.write_str("retry-due"),
+            VmReport::Removed => f.write_str("removed"),
+            VmReport::Trouble { sentence } => write!(f, "trouble why={}", quote(sentence)),
+        }
+    }
+}

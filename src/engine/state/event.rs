@@ -1,0 +1,136 @@
+//! What happened: events, compact as they are kept, and as the line that `events` shows.
+
+use super::{NodeId, VmId};
+use crate::clock::HybridTime;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::sync::Arc;
+
+/// How many events of its own an object keeps.
+pub const HISTORY_MAX: usize = 64;
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// The entry that made it so.
+    pub seq: u64,
+    /// When, by the cluster's time.
+    pub at: HybridTime,
+    /// To what.
+    pub subject: Subject,
+    /// What.
+    pub what: What,
+}
+
+/// What an event is about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Subject {
+    /// The cluster itself.
+    Cluster,
+    /// A VM.
+    Vm(VmId),
+    /// A node.
+    Node(NodeId),
+    /// An image, by name.
+    Image(Arc<str>),
+    /// A pool, by name.
+    Pool(Arc<str>),
+    /// A user, by name.
+    User(Arc<str>),
+}
+
+/// What happened to it. The order of variants is part of the format: add at the end only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum What {
+    /// It was made.
+    Created,
+    /// Attributes changed.
+    Set,
+    /// Its agent has begun to start it.
+    Starting {
+        /// Which start.
+        generation: u64,
+    },
+    /// It runs.
+    Running {
+        /// Which start.
+        generation: u64,
+    },
+    /// The guest has answered.
+    GuestReady {
+        /// Which start.
+        generation: u64,
+    },
+    /// Its CPUs are to be stopped, or to run again.
+    Pausing,
+    /// See [`What::Pausing`].
+    Resuming,
+    /// Its CPUs are stopped.
+    Paused,
+    /// Its CPUs run again.
+    Resumed,
+    /// Its agent has begun to end it.
+    Stopping,
+    /// It was ended, or powered itself off.
+    Stopped,
+    /// It could not be started, or crashed.
+    Failed(Arc<str>),
+    /// Something is wrong, but its state is as it was.
+    Trouble(Arc<str>),
+    /// Its agent has begun to clear up what is left of it.
+    Deleting,
+    /// It is no more.
+    Removed,
+    /// A node's process has started, or ended cleanly.
+    Up,
+    /// See [`What::Up`].
+    Down,
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Subject::Cluster => f.write_str("cluster"),
+            Subject::Vm(id) => write!(f, "vm {id}"),
+            Subject::Node(id) => write!(f, "node {id}"),
+            Subject::Image(name) => write!(f, "image {name}"),
+            Subject::Pool(name) => write!(f, "pool {name}"),
+            Subject::User(name) => write!(f, "user {name}"),
+        }
+    }
+}
+
+impl fmt::Display for What {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            What::Created => f.write_str("created"),
+            What::Set => f.write_str("set"),
+            What::Starting { generation } => write!(f, "starting generation {generation}"),
+            What::Running { generation } => write!(f, "running generation {generation}"),
+            What::GuestReady { generation } => write!(f, "guest ready generation {generation}"),
+            What::Pausing => f.write_str("pausing"),
+            What::Resuming => f.write_str("resuming"),
+            What::Paused => f.write_str("paused"),
+            What::Resumed => f.write_str("resumed"),
+            What::Stopping => f.write_str("stopping"),
+            What::Stopped => f.write_str("stopped"),
+            What::Failed(sentence) => write!(f, "failed {}", one_line(sentence)),
+            What::Trouble(sentence) => write!(f, "trouble {}", one_line(sentence)),
+            What::Deleting => f.write_str("deleting"),
+            What::Removed => f.write_str("removed"),
+            What::Up => f.write_str("up"),
+            What::Down => f.write_str("down"),
+        }
+    }
+}
+
+fn one_line(sentence: &str) -> String {
+    sentence.replace(['\n', '\r'], " ")
+}
+
+/// `SEQ TIME SUBJECT WHAT`, without a newline.
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {} {}", self.seq, crate::text::time::rfc3339(self.at.millis()), self.subject, self.what)
+    }
+}

@@ -1,0 +1,164 @@
+//! What may be asked of a VM: its attributes, their bounds and defaults.
+
+use crate::text::{Refusal, duration, size};
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+
+/// Virtual CPUs of one VM.
+pub const CPUS: RangeInclusive<u32> = 1..=64;
+/// Guest memory, in bytes.
+pub const MEMORY_BYTES: RangeInclusive<u64> = 32 << 20..=1 << 40;
+/// A data disk, in bytes.
+pub const DISK_BYTES: RangeInclusive<u64> = 1 << 20..=16 << 40;
+/// How long a stop may wait for the guest, in milliseconds.
+pub const GRACE_MS: RangeInclusive<u64> = 0..=3_600_000;
+/// The unit of guest memory and disks, in bytes.
+pub const UNIT_BYTES: u64 = 1 << 20;
+
+/// What was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmSpec {
+    /// The image's name.
+    pub image: String,
+    /// Virtual CPUs, within [`CPUS`].
+    pub cpus: u32,
+    /// Guest memory in bytes, within [`MEMORY_BYTES`], a multiple of [`UNIT_BYTES`].
+    pub memory_bytes: u64,
+    /// A data disk of this many bytes, within [`DISK_BYTES`], a multiple of [`UNIT_BYTES`].
+    pub disk_bytes: Option<u64>,
+    /// The pool that its address comes from; None: [`super::DEFAULT_POOL`].
+    pub pool: Option<String>,
+    /// A static address in that pool.
+    pub ip: Option<IpAddr>,
+    /// What to do when it ends by itself.
+    pub restart: Restart,
+    /// How long a stop waits for the guest before it is by force, in milliseconds, within [`GRACE_MS`].
+    pub grace_ms: u64,
+}
+
+/// What `set` changes; None: as it was. What the machine is made of takes effect at the next start.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpecChanges {
+    /// See [`VmSpec::image`]; at the next start.
+    pub image: Option<String>,
+    /// See [`VmSpec::cpus`]; at the next start.
+    pub cpus: Option<u32>,
+    /// See [`VmSpec::memory_bytes`]; at the next start.
+    pub memory_bytes: Option<u64>,
+    /// See [`VmSpec::restart`]; at once.
+    pub restart: Option<Restart>,
+    /// See [`VmSpec::grace_ms`]; at once.
+    pub grace_ms: Option<u64>,
+}
+
+/// `restart=`: what happens when a VM that should run has ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Restart {
+    /// It stays `failed` or `stopped`.
+    Never,
+    /// A crash starts it again, with a growing pause; its own power-off stops it.
+    #[default]
+    OnFailure,
+    /// It is started again whatever ended it, unless a user stopped it.
+    Always,
+}
+
+impl Restart {
+    /// The words, in the order in which an error lists them.
+    pub const WORDS: &[&str] = &["never", "on-failure", "always"];
+}
+
+impl std::fmt::Display for Restart {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Restart::Never => "never",
+            Restart::OnFailure => "on-failure",
+            Restart::Always => "always",
+        })
+    }
+}
+
+impl std::str::FromStr for Restart {
+    type Err = Refusal;
+    fn from_str(word: &str) -> Result<Restart, Refusal> {
+        match word {
+            "never" => Ok(Restart::Never),
+            "on-failure" => Ok(Restart::OnFailure),
+            "always" => Ok(Restart::Always),
+            _ => Err(crate::text::unknown("restart policy", word, Restart::WORDS)),
+        }
+    }
+}
+
+impl Default for VmSpec {
+    fn default() -> VmSpec {
+        VmSpec {
+            image: "tiny".to_owned(),
+            cpus: 1,
+            memory_bytes: 256 << 20,
+            disk_bytes: None,
+            pool: None,
+            ip: None,
+            restart: Restart::default(),
+            grace_ms: 30_000,
+        }
+    }
+}
+
+impl VmSpec {
+    /// Are all attributes within their bounds?
+    ///
+    /// # Errors
+    /// EINVAL: which is not, and what is allowed.
+    pub fn check(&self) -> Result<(), Refusal> {
+        let bytes = |key: &str, bytes: u64, within: &RangeInclusive<u64>| {
+            if !within.contains(&bytes) {
+                let (least, most) = (size::print(*within.start()), size::print(*within.end()));
+                return Err(Refusal::invalid(format!(
+                    "invalid {key}={}: {least} to {most} is allowed",
+                    size::print(bytes)
+                )));
+            }
+            if !bytes.is_multiple_of(UNIT_BYTES) {
+                return Err(Refusal::invalid(format!(
+                    "invalid {key}={}: it must be a multiple of 1M",
+                    size::print(bytes)
+                )));
+            }
+            Ok(())
+        };
+        if !CPUS.contains(&self.cpus) {
+            let (least, most) = (CPUS.start(), CPUS.end());
+            return Err(Refusal::invalid(format!("invalid cpus={}: {least} to {most} is allowed", self.cpus)));
+        }
+        bytes("memory", self.memory_bytes, &MEMORY_BYTES)?;
+        if let Some(disk_bytes) = self.disk_bytes {
+            bytes("disk", disk_bytes, &DISK_BYTES)?;
+        }
+        if !GRACE_MS.contains(&self.grace_ms) {
+            let (given, most) = (duration::print(self.grace_ms), duration::print(*GRACE_MS.end()));
+            return Err(Refusal::invalid(format!("invalid grace={given}: 0s to {most} is allowed")));
+        }
+        Ok(())
+    }
+
+    /// The pool's name.
+    pub fn pool(&self) -> &str {
+        self.pool.as_deref().unwrap_or(super::DEFAULT_POOL)
+    }
+
+    /// With these changes.
+    #[must_use]
+    pub fn with(&self, changes: &SpecChanges) -> VmSpec {
+        let mut spec = self.clone();
+        if let Some(image) = &changes.image {
+            spec.image.clone_from(image);
+        }
+        spec.cpus = changes.cpus.unwrap_or(spec.cpus);
+        spec.memory_bytes = changes.memory_bytes.unwrap_or(spec.memory_bytes);
+        spec.restart = changes.restart.unwrap_or(spec.restart);
+        spec.grace_ms = changes.grace_ms.unwrap_or(spec.grace_ms);
+        spec
+    }
+}
