@@ -1,8 +1,19 @@
 //! What is true, and the way to change it: the handle that the tree and the agent share.
 
+mod appender;
+mod applier;
+mod handle;
 pub mod hypervisor;
 pub mod log;
+mod recovery;
+mod replica;
+mod snapshots;
 pub mod state;
+mod submissions;
+mod view;
+
+pub use handle::{Engine, Options};
+pub use view::Events;
 
 use crate::text::Refusal;
 use bytes::Bytes;

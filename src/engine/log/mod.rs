@@ -1,7 +1,20 @@
 //! The log: one totally ordered, durable sequence of records. What is in a record it does not know.
 
+pub mod committed;
+pub mod memory;
+
+pub use committed::{Committed, Publisher};
+pub use memory::MemoryLog;
+
 use async_trait::async_trait;
 use bytes::Bytes;
+
+/// The largest record in bytes. A write of 64 KiB (the tree's limit) makes an entry of at most about twice that.
+pub const RECORD_BYTES_MAX: usize = 256 * 1024;
+/// The most records in one append: enough to share a commit among all who wait, few enough to answer soon.
+pub const BATCH_RECORDS_MAX: usize = 256;
+/// The most bytes in one append. An append larger than the file of a write-ahead log would kill it: an eighth of that.
+pub const BATCH_BYTES_MAX: usize = 2 * 1024 * 1024;
 
 /// One committed record.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +40,9 @@ pub enum AppendError {
     /// Nothing was done and nothing will be: EAGAIN.
     #[error("nothing was written: {0}")]
     NotDone(String),
+    /// Nothing was done and nothing will be, for want of room on the disk: ENOSPC.
+    #[error("nothing was written: {0}")]
+    Full(String),
     /// It may be in the log, now or later: send the same records again before anything newer, or say ETIMEDOUT.
     #[error("the outcome is unknown: {0}")]
     Unknown(String),
@@ -55,10 +71,12 @@ pub enum LogError {
 
 /// The log as the engine uses it. Implementations: `memory.rs`, `hiqlite.rs`.
 ///
-/// Committed records come through the receiver that opening gave, in order of `seq`; the receiver is bounded and the
+/// Committed records come through the [`Committed`] that opening gave, in order of `seq`; it is bounded and the
 /// log drops what does not fit: whoever sees a gap reads the missing records with [`Log::read`].
 #[async_trait]
 pub trait Log: Send + Sync + 'static {
+    /// Where it is, for messages to people.
+    fn path(&self) -> String;
     /// Appends the records in this order as one commit; resolves when they are durable.
     async fn append(&self, records: Vec<Bytes>) -> Result<(), AppendError>;
     /// Up to `max` committed records after `after`, in order.

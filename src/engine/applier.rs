@@ -1,0 +1,113 @@
+//! The applier: takes committed records in order, applies them, and lets everybody know.
+//!
+//! Order of effects for each batch: the mark (so that a later loss would be noticed), then the view that readers see, then
+//! the answers to the submitters, then the wake-up of those who wait for news.
+
+use super::log::{Committed, Log, LogError, Record};
+use super::replica::{Replica, Step};
+use super::snapshots::SnapshotKeeper;
+use super::state::NodeId;
+use super::submissions::{Applied, Waiters};
+use super::view::View;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// The most records that are applied before the result is shown. Readers see each batch at once, whole.
+pub(super) const APPLY_BATCH_MAX: usize = 256;
+/// How long a record that was announced may take to become readable: it is announced just before its commit.
+const READABLE_WITHIN: Duration = Duration::from_secs(10);
+/// The pause between two looks for it.
+const READABLE_PAUSE: Duration = Duration::from_millis(2);
+
+/// See the module.
+pub(super) struct Applier {
+    pub(super) replica: Replica,
+    pub(super) log: Arc<dyn Log>,
+    pub(super) view: Arc<View>,
+    pub(super) waiters: Arc<Waiters>,
+    pub(super) snapshots: SnapshotKeeper,
+    pub(super) node: NodeId,
+    pub(super) boot: u64,
+    /// The highest `n` of this node and boot that has been applied.
+    pub(super) applied: watch::Sender<u64>,
+}
+
+impl Applier {
+    /// Runs until the log ends, which is always a fault: the engine drops this task before it closes the log.
+    pub(super) async fn run(mut self, mut committed: Committed) -> Result<(), String> {
+        let mut records = Vec::with_capacity(APPLY_BATCH_MAX);
+        while committed.receive(&mut records, APPLY_BATCH_MAX).await > 0 {
+            self.take(&records).await?;
+            records.clear();
+            if let Some(newest) = committed.newest_when_empty()
+                && newest > self.replica.seq
+            {
+                self.catch_up(newest).await?;
+            }
+        }
+        Err("the log has ended".to_owned())
+    }
+
+    /// Applies records as they came: old ones are skipped, missing ones are read.
+    async fn take(&mut self, records: &[Record]) -> Result<(), String> {
+        let mut rest = records;
+        loop {
+            let old = rest.iter().take_while(|record| record.seq <= self.replica.seq).count();
+            rest = rest.get(old..).unwrap_or_default();
+            let Some(first) = rest.first() else { return Ok(()) };
+            if first.seq > self.replica.seq + 1 {
+                self.catch_up(first.seq - 1).await?;
+                continue;
+            }
+            let run = rest.iter().zip(first.seq..).take_while(|(record, seq)| record.seq == *seq).count();
+            let (now, later) = rest.split_at_checked(run).unwrap_or((rest, &[]));
+            self.apply(now)?;
+            rest = later;
+        }
+    }
+
+    /// Reads and applies what the channel had no room for, up to and including `upto`.
+    async fn catch_up(&mut self, upto: u64) -> Result<(), String> {
+        tracing::debug!(from = self.replica.seq, upto, "reading records that were not passed on");
+        let deadline = tokio::time::Instant::now() + READABLE_WITHIN;
+        while self.replica.seq < upto {
+            let after = self.replica.seq;
+            let records = self.log.read(after, APPLY_BATCH_MAX).await.map_err(|error| error.to_string())?;
+            if records.is_empty() {
+                // Announced by the writer inside its transaction, and not committed yet: there is no event to wait for.
+                if tokio::time::Instant::now() > deadline {
+                    return Err(format!("record {} was announced and is not in the log", after + 1));
+                }
+                tokio::time::sleep(READABLE_PAUSE).await;
+            }
+            self.apply(&records)?;
+        }
+        Ok(())
+    }
+
+    /// Applies consecutive records and shows the result.
+    fn apply(&mut self, records: &[Record]) -> Result<(), String> {
+        let mut answers: Vec<(u64, Applied)> = Vec::new();
+        let mut events = Vec::new();
+        for record in records {
+            let step: Step = self.replica.take(record)?;
+            events.extend(step.events);
+            let id = step.entry.id;
+            if id.node == self.node && id.boot == self.boot && !step.repeated {
+                answers.push((id.n, (step.seq, step.outcome)));
+            }
+        }
+        let Replica { state, seq, chain } = &self.replica;
+        self.log.mark(*seq, *chain).map_err(|error: LogError| error.to_string())?;
+        self.view.publish(state.clone(), events);
+        let newest_own = answers.last().map(|(n, _)| *n);
+        self.waiters.complete(answers);
+        if let Some(n) = newest_own {
+            self.applied.send_replace(n);
+        }
+        self.view.announce(*seq);
+        self.snapshots.consider(&self.replica, records);
+        Ok(())
+    }
+}

@@ -1,0 +1,230 @@
+//! The engine's handle: what the tree and the agent hold. Submit, look, wait for news.
+
+use super::appender::Appender;
+use super::applier::Applier;
+use super::log::{Committed, Log, LogError};
+use super::recovery::recover;
+use super::snapshots::{SnapshotKeeper, write_snapshots};
+use super::state::{By, Command, NodeId, Reply, State};
+use super::submissions::{Applied, Submissions, Waiters};
+use super::view::{Events, View};
+use crate::clock::HybridClock;
+use crate::text::Refusal;
+use futures::FutureExt;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio_util::task::AbortOnDropHandle;
+
+/// How the engine is set.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How long a submitter waits for a place in the queue and then for the outcome, together.
+    pub submit_patience: Duration,
+    /// A snapshot is due after so many records, or so many bytes of records, whichever comes first.
+    pub snapshot_every_records: u64,
+    /// See [`Options::snapshot_every_records`].
+    pub snapshot_every_bytes: u64,
+}
+
+impl Default for Options {
+    /// Ten seconds: longer than an election takes, shorter than people wait. Snapshots often enough that a start replays for
+    /// a second at most and the database stays small.
+    fn default() -> Self {
+        Options {
+            submit_patience: Duration::from_secs(10),
+            snapshot_every_records: 20_000,
+            snapshot_every_bytes: 16 * 1024 * 1024,
+        }
+    }
+}
+
+/// How long closing waits for what has been submitted to be appended and applied.
+const CLOSE_WITHIN: Duration = Duration::from_secs(5);
+
+/// The handle; a clone is the same engine. When the last one is dropped, the engine's tasks end.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    view: Arc<View>,
+    log: Arc<dyn Log>,
+    /// None once closed.
+    submissions: Mutex<Option<Arc<Submissions>>>,
+    options: Options,
+    failed: watch::Receiver<Option<String>>,
+    tasks: Mutex<Vec<AbortOnDropHandle<()>>>,
+    /// Is open as long as the appender runs.
+    appender_ended: watch::Receiver<bool>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("log", &self.log.path()).finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// Opens the engine over a log: recovers the state and starts the tasks. `boot` counts this node's starts and must be
+    /// higher than that of any earlier start.
+    pub async fn open(
+        log: Arc<dyn Log>,
+        committed: Committed,
+        clock: Arc<HybridClock>,
+        node: NodeId,
+        boot: u64,
+    ) -> Result<Engine, LogError> {
+        Self::open_with(log, committed, clock, node, boot, Options::default()).await
+    }
+
+    /// As [`Engine::open`], with other settings.
+    pub async fn open_with(
+        log: Arc<dyn Log>,
+        committed: Committed,
+        clock: Arc<HybridClock>,
+        node: NodeId,
+        boot: u64,
+        options: Options,
+    ) -> Result<Engine, LogError> {
+        let (replica, view) = recover(&*log).await?;
+        if let Some((last, _)) = replica.state.last_of(node)
+            && last >= boot
+        {
+            return Err(LogError::Failed(format!(
+                "this start of node {node} is number {boot}, but the log has entries of its start {last} already: \
+                 the number of starts in the data folder has been set back"
+            )));
+        }
+        let waiters = Arc::new(Waiters::default());
+        let (submissions, queue) = Submissions::new(waiters.clone(), clock, node, boot);
+        let (applied, applied_receiver) = watch::channel(0);
+        let (due, asked) = mpsc::channel(1);
+        let appender = Appender { queue, log: log.clone(), waiters: waiters.clone(), applied: applied_receiver };
+        let snapshots = SnapshotKeeper {
+            every_records: options.snapshot_every_records,
+            every_bytes: options.snapshot_every_bytes,
+            records: 0,
+            bytes: 0,
+            task: due,
+        };
+        let applier =
+            Applier { replica, log: log.clone(), view: view.clone(), waiters, snapshots, node, boot, applied };
+        let (failing, failed) = watch::channel(None);
+        let (ended, appender_ended) = watch::channel(false);
+        let appending = async move {
+            let result = appender.run().await;
+            ended.send_replace(true);
+            result
+        };
+        let tasks = vec![
+            supervise("appender", appending, failing.clone()),
+            supervise("applier", applier.run(committed), failing.clone()),
+            supervise("snapshots", write_snapshots(asked, log.clone()), failing),
+        ];
+        Ok(Engine {
+            shared: Arc::new(Shared {
+                view,
+                log,
+                submissions: Mutex::new(Some(Arc::new(submissions))),
+                options,
+                failed,
+                tasks: Mutex::new(tasks),
+                appender_ended,
+            }),
+        })
+    }
+
+    /// Submits one transaction and waits for its outcome: when this returns `Ok`, the commands are durable, have taken effect, and
+    /// [`Engine::state`] shows it. Dropping the future does not take the commands back.
+    ///
+    /// Refusals of the engine's own: EAGAIN and ENOSPC when nothing was done; ETIMEDOUT, with the entry's id, when it is
+    /// not known what became of it.
+    pub async fn submit(&self, by: By, commands: Vec<Command>) -> Result<Vec<Reply>, Refusal> {
+        let (_seq, outcome) = self.submit_entry(by, commands).await?;
+        outcome
+    }
+
+    async fn submit_entry(&self, by: By, commands: Vec<Command>) -> Result<Applied, Refusal> {
+        let submissions = self.shared.submissions.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match submissions {
+            Some(submissions) => submissions.submit(by, commands, self.shared.options.submit_patience).await,
+            None => Err(Refusal::again("busy: the node is going down; nothing was done")),
+        }
+    }
+
+    /// The newest state. Keep it as long as you like: it never changes, and writers go on beside it.
+    pub fn state(&self) -> Arc<State> {
+        self.shared.view.state()
+    }
+
+    /// The number of the newest applied entry; wakes at each change.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.view.changes()
+    }
+
+    /// What happened after the entry `seq`: at most `max` events, and the rest of the last one's entry. Go on with the
+    /// last event's `seq`.
+    pub fn events_after(&self, seq: u64, max: usize) -> Events {
+        self.shared.view.events_after(seq, max)
+    }
+
+    /// Returns when this node has applied everything that was committed anywhere before the call: the number of an entry made
+    /// for this.
+    pub async fn barrier(&self) -> Result<u64, Refusal> {
+        let (seq, outcome) = self.submit_entry(By::Agent, vec![Command::Barrier]).await?;
+        outcome.map(|_replies| seq)
+    }
+
+    /// Waits until the engine can't go on, and says why. The process must end then: what is in the log is safe, and a new start
+    /// finds it. Never returns after [`Engine::close`].
+    pub async fn failed(&self) -> String {
+        let mut failed = self.shared.failed.clone();
+        let reason = match failed.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone(),
+            Err(_closed) => None,
+        };
+        match reason {
+            Some(reason) => reason,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Ends it: takes no more submissions, lets those that are in the queue come through, closes the log. Bounded in time.
+    pub async fn close(&self) {
+        // The queue ends when its last sender goes: submitters that are waiting for a place keep it open until they have it.
+        self.shared.submissions.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut ended = self.shared.appender_ended.clone();
+        let drained = tokio::time::timeout(CLOSE_WITHIN, ended.wait_for(|ended| *ended)).await.is_ok();
+        if !drained {
+            tracing::warn!("closing with entries still on their way; whether they took effect will be seen at the next start");
+        }
+        let tasks = std::mem::take(&mut *self.shared.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(tasks);
+        self.shared.log.close().await;
+    }
+}
+
+/// Runs a task of the engine; when it fails or panics, the engine has failed.
+fn supervise(
+    name: &'static str,
+    task: impl Future<Output = Result<(), String>> + Send + 'static,
+    failing: watch::Sender<Option<String>>,
+) -> AbortOnDropHandle<()> {
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        let reason = match AssertUnwindSafe(task).catch_unwind().await {
+            Ok(Ok(())) => return,
+            Ok(Err(why)) => format!("the {name} can't go on: {why}"),
+            Err(_panic) => format!("the {name} has panicked; the trace has more"),
+        };
+        tracing::error!("{reason}");
+        failing.send_if_modified(|failed| {
+            let first = failed.is_none();
+            failed.get_or_insert(reason);
+            first
+        });
+    }))
+}

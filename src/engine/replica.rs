@@ -1,0 +1,78 @@
+//! This node's copy of the state, and how a record changes it: decode, apply, chain. Pure but for its memory.
+
+use super::log::{Record, Snapshot};
+use super::state::{Entry, EntryId, Event, Outcome, State};
+use bytes::{BufMut, Bytes, BytesMut};
+use sha2::{Digest, Sha256};
+use std::sync::Arc;
+
+/// First bytes of a snapshot: what it is and in which format.
+const SNAPSHOT_MAGIC: &[u8; 8] = b"blxsnap1";
+/// Length of a chain value.
+const CHAIN_BYTES: usize = 32;
+
+/// The state after `seq` records whose hashes chain up to `chain`.
+#[derive(Debug, Clone)]
+pub(super) struct Replica {
+    pub(super) state: Arc<State>,
+    pub(super) seq: u64,
+    /// `chain(n) = SHA-256(chain(n-1) ‖ record n)`, and 32 zero bytes for n = 0. Two copies with the same chain have seen the same log.
+    pub(super) chain: [u8; CHAIN_BYTES],
+}
+
+/// What one record did.
+#[derive(Debug)]
+pub(super) struct Step {
+    pub(super) seq: u64,
+    pub(super) entry: Entry,
+    /// The entry had been applied before: appended twice, it took effect once.
+    pub(super) repeated: bool,
+    pub(super) outcome: Outcome,
+    pub(super) events: Vec<Event>,
+}
+
+impl Replica {
+    /// Before the first record.
+    pub(super) fn new() -> Self {
+        Replica { state: Arc::new(State::new()), seq: 0, chain: [0; CHAIN_BYTES] }
+    }
+
+    /// The record that comes next. The error is a sentence: this program can't read the entry, and must not go on without it.
+    pub(super) fn take(&mut self, record: &Record) -> Result<Step, String> {
+        let seq = record.seq;
+        if seq != self.seq + 1 {
+            return Err(format!("record {seq} came where record {} was due", self.seq + 1));
+        }
+        let entry = Entry::decode(&record.bytes)
+            .map_err(|error| format!("entry {seq} of the log can't be read: {error}; is it from a newer blixard?"))?;
+        let repeated = self.has_applied(entry.id);
+        let (state, outcome, events) = self.state.apply(seq, &entry);
+        self.state = Arc::new(state);
+        self.seq = seq;
+        self.chain = Sha256::new().chain_update(self.chain).chain_update(&record.bytes).finalize().into();
+        Ok(Step { seq, entry, repeated, outcome, events })
+    }
+
+    fn has_applied(&self, id: EntryId) -> bool {
+        self.state.last_of(id.node).is_some_and(|last| (id.boot, id.n) <= last)
+    }
+
+    /// As a snapshot.
+    pub(super) fn snapshot(&self) -> Snapshot {
+        let state = self.state.encode();
+        let mut bytes = BytesMut::with_capacity(SNAPSHOT_MAGIC.len() + CHAIN_BYTES + state.len());
+        bytes.put_slice(SNAPSHOT_MAGIC);
+        bytes.put_slice(&self.chain);
+        bytes.put_slice(&state);
+        Snapshot { seq: self.seq, bytes: bytes.freeze() }
+    }
+
+    /// From a snapshot; the error is a sentence.
+    pub(super) fn from_snapshot(snapshot: &Snapshot) -> Result<Self, String> {
+        let bytes: &Bytes = &snapshot.bytes;
+        let body = bytes.strip_prefix(SNAPSHOT_MAGIC).ok_or("it is in a format that this blixard doesn't know")?;
+        let (chain, state) = body.split_first_chunk::<CHAIN_BYTES>().ok_or("it is too short")?;
+        let state = State::decode(state).map_err(|error| error.to_string())?;
+        Ok(Replica { state: Arc::new(state), seq: snapshot.seq, chain: *chain })
+    }
+}

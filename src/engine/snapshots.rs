@@ -1,0 +1,65 @@
+//! When a snapshot is due, and the task that writes it and cuts the log behind the one before.
+
+use super::log::{AppendError, Log, Record};
+use super::replica::Replica;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+/// Decides, on the applier's side, when a snapshot is due, and hands a version of the state to the task.
+pub(super) struct SnapshotKeeper {
+    /// A snapshot is due after so many records or bytes, whichever comes first.
+    pub(super) every_records: u64,
+    /// See `every_records`.
+    pub(super) every_bytes: u64,
+    /// Records and bytes since the last one.
+    pub(super) records: u64,
+    /// See `records`.
+    pub(super) bytes: u64,
+    /// Room for one: while a snapshot is being written none is due.
+    pub(super) task: mpsc::Sender<Replica>,
+}
+
+impl SnapshotKeeper {
+    /// Counts records just applied, and asks for a snapshot if one is due. Never waits.
+    pub(super) fn consider(&mut self, replica: &Replica, records: &[Record]) {
+        self.records += records.len() as u64;
+        self.bytes += records.iter().map(|record| record.bytes.len() as u64).sum::<u64>();
+        if self.records < self.every_records && self.bytes < self.every_bytes {
+            return;
+        }
+        // A version of the state costs a few reference counts. If the task is still at work, it is asked again later.
+        if self.task.try_send(replica.clone()).is_ok() {
+            self.records = 0;
+            self.bytes = 0;
+        }
+    }
+}
+
+/// Writes snapshots until nobody can ask for one any more; ends early when the log can't go on.
+pub(super) async fn write_snapshots(mut asked: mpsc::Receiver<Replica>, log: Arc<dyn Log>) -> Result<(), String> {
+    let mut previous = log.snapshot().await.map_err(|error| error.to_string())?.map(|snapshot| snapshot.seq);
+    while let Some(replica) = asked.recv().await {
+        let seq = replica.seq;
+        // Encoding a large state takes long enough to be in the way of others on this thread.
+        let snapshot = tokio::task::spawn_blocking(move || replica.snapshot()).await.map_err(|error| error.to_string())?;
+        match save(&*log, snapshot, previous).await {
+            Ok(()) => {
+                tracing::info!(seq, "snapshot written");
+                previous = Some(seq);
+            }
+            Err(AppendError::Fatal(why)) => return Err(why),
+            Err(error) => tracing::warn!(seq, %error, "no snapshot this time; the next one is tried as it falls due"),
+        }
+    }
+    Ok(())
+}
+
+/// Saves a snapshot; then what is older than the one before is not needed any more: if the newest is damaged one day, the
+/// one before and the records after it still give the state.
+async fn save(log: &dyn Log, snapshot: super::log::Snapshot, previous: Option<u64>) -> Result<(), AppendError> {
+    log.save_snapshot(snapshot).await?;
+    match previous {
+        Some(previous) => log.cut(previous).await,
+        None => Ok(()),
+    }
+}
