@@ -6,7 +6,7 @@
 use super::log::{BATCH_RECORDS_MAX, RECORD_BYTES_MAX};
 use super::state::{By, Command, Entry, EntryId, NodeId, Outcome};
 use crate::clock::HybridClock;
-use crate::text::Refusal;
+use crate::text::{Code, Refusal};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -129,12 +129,12 @@ fn encode(entry: &Entry) -> Result<Bytes, Refusal> {
     }
     if count > Entry::COMMANDS_MAX {
         let max = Entry::COMMANDS_MAX;
-        return Err(Refusal::too_long(format!("invalid: {count} commands in one transaction; at most {max} fit")));
+        return Err(Refusal::new(Code::TooLong, format!("invalid: {count} commands in one transaction; at most {max} fit")));
     }
     let bytes = entry.encode();
     if bytes.len() > RECORD_BYTES_MAX {
         let size = bytes.len();
-        return Err(Refusal::too_long(format!(
+        return Err(Refusal::new(Code::TooLong, format!(
             "invalid: a transaction of {size} bytes; at most {RECORD_BYTES_MAX} fit: write it in parts"
         )));
     }
