@@ -200,7 +200,9 @@ impl Engine {
         let mut ended = self.shared.appender_ended.clone();
         let drained = tokio::time::timeout(CLOSE_WITHIN, ended.wait_for(|ended| *ended)).await.is_ok();
         if !drained {
-            tracing::warn!("closing with entries still on their way; whether they took effect will be seen at the next start");
+            tracing::warn!(
+                "closing with entries still on their way; whether they took effect will be seen at the next start"
+            );
         }
         let tasks = std::mem::take(&mut *self.shared.tasks.lock().unwrap_or_else(PoisonError::into_inner));
         drop(tasks);

@@ -7,7 +7,8 @@ use super::view::View;
 use std::sync::Arc;
 
 /// What to do about a log that has lost or changed what was acknowledged.
-const ADVICE: &str = "put back a backup of the data folder, or start once with --accept-loss to go on with what is left";
+const ADVICE: &str =
+    "put back a backup of the data folder, or start once with --accept-loss to go on with what is left";
 
 /// The state as the log has it, and the view of it.
 pub(super) async fn recover(log: &dyn Log) -> Result<(Replica, Arc<View>), LogError> {
@@ -35,10 +36,9 @@ pub(super) async fn recover(log: &dyn Log) -> Result<(Replica, Arc<View>), LogEr
         view.publish(replica.state.clone(), events);
     }
     match mark {
-        Some((seq, _)) if seq > replica.seq => Err(damaged(format!(
-            "it ends at record {}, but records up to {seq} were acknowledged",
-            replica.seq
-        ))),
+        Some((seq, _)) if seq > replica.seq => {
+            Err(damaged(format!("it ends at record {}, but records up to {seq} were acknowledged", replica.seq)))
+        }
         _ => {
             view.announce(replica.seq);
             Ok((replica, view))

@@ -41,7 +41,8 @@ pub(super) async fn write_snapshots(mut asked: mpsc::Receiver<Replica>, log: Arc
     while let Some(replica) = asked.recv().await {
         let seq = replica.seq;
         // Encoding a large state takes long enough to be in the way of others on this thread.
-        let snapshot = tokio::task::spawn_blocking(move || replica.snapshot()).await.map_err(|error| error.to_string())?;
+        let snapshot =
+            tokio::task::spawn_blocking(move || replica.snapshot()).await.map_err(|error| error.to_string())?;
         match save(&*log, snapshot, previous).await {
             Ok(()) => {
                 tracing::info!(seq, "snapshot written");

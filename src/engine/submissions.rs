@@ -80,12 +80,7 @@ impl Submissions {
     }
 
     /// Submits an entry and waits until it has been applied, or until the deadline.
-    pub(super) async fn submit(
-        &self,
-        by: By,
-        commands: Vec<Command>,
-        patience: Duration,
-    ) -> Result<Applied, Refusal> {
+    pub(super) async fn submit(&self, by: By, commands: Vec<Command>, patience: Duration) -> Result<Applied, Refusal> {
         let deadline = Instant::now() + patience;
         let place = match tokio::time::timeout_at(deadline, self.queue.reserve()).await {
             Ok(Ok(place)) => place,
@@ -129,14 +124,18 @@ fn encode(entry: &Entry) -> Result<Bytes, Refusal> {
     }
     if count > Entry::COMMANDS_MAX {
         let max = Entry::COMMANDS_MAX;
-        return Err(Refusal::new(Code::TooLong, format!("invalid: {count} commands in one transaction; at most {max} fit")));
+        return Err(Refusal::new(
+            Code::TooLong,
+            format!("invalid: {count} commands in one transaction; at most {max} fit"),
+        ));
     }
     let bytes = entry.encode();
     if bytes.len() > RECORD_BYTES_MAX {
         let size = bytes.len();
-        return Err(Refusal::new(Code::TooLong, format!(
-            "invalid: a transaction of {size} bytes; at most {RECORD_BYTES_MAX} fit: write it in parts"
-        )));
+        return Err(Refusal::new(
+            Code::TooLong,
+            format!("invalid: a transaction of {size} bytes; at most {RECORD_BYTES_MAX} fit: write it in parts"),
+        ));
     }
     Ok(bytes.into())
 }

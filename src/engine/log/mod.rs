@@ -1,9 +1,11 @@
 //! The log: one totally ordered, durable sequence of records. What is in a record it does not know.
 
 pub mod committed;
+pub mod hiqlite;
 pub mod memory;
 
 pub use committed::{Committed, Publisher};
+pub use hiqlite::{Durability, HiqliteLog, OpenOptions};
 pub use memory::MemoryLog;
 
 use async_trait::async_trait;

@@ -1,0 +1,213 @@
+//! The log in hiqlite: a table that Raft replicates, used as nothing but an ordered, durable sequence.
+//!
+//! The only room that knows hiqlite, and the one where its faults end: own deadlines ([`rows`]), honest errors ([`errors`]), the
+//! mark outside the store ([`mark`]), room on the disk ([`space`]), a start that believes nothing ([`start`]), snapshots that are
+//! whole or none ([`snapshots`]), and the wake-up by SQLite's own writer ([`hook`]).
+
+mod errors;
+mod hook;
+mod mark;
+mod rows;
+mod snapshots;
+mod space;
+mod start;
+
+pub use space::DISK_RESERVE_BYTES;
+
+use super::committed::{self, Committed, WAITING_MAX};
+use super::{AppendError, Log, LogError, Record, Snapshot};
+use async_trait::async_trait;
+use bytes::Bytes;
+use hiqlite::{Client, LogSync, Param};
+use hook::Hook;
+use mark::MarkFile;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+/// What to do when the store can't be believed.
+const ADVICE: &str =
+    "put back a backup of the data folder, or start once with --accept-loss to go on with what is left";
+/// Records that one statement of a cut deletes: some milliseconds on the writer's thread.
+const CUT_SLICE: i64 = 5_000;
+/// How long hiqlite may take to end. A node alone needs some milliseconds.
+const CLOSE_WITHIN: Duration = Duration::from_secs(5);
+/// After so many appends in a row without an answer, a node that is its own quorum is not waiting for anybody: the store is dead.
+const SILENT_APPENDS_MAX: u32 = 3;
+
+/// When an append counts as done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// When it is on the disk: what is acknowledged survives a power cut.
+    Immediate,
+    /// When the kernel has it; on the disk so many milliseconds later. A power cut loses what was acknowledged since.
+    Interval(u64),
+}
+
+impl From<Durability> for LogSync {
+    fn from(durability: Durability) -> Self {
+        match durability {
+            Durability::Immediate => LogSync::Immediate,
+            Durability::Interval(milliseconds) => LogSync::IntervalMillis(milliseconds),
+        }
+    }
+}
+
+/// How the log is opened.
+#[derive(Debug, Clone)]
+pub struct OpenOptions {
+    /// When an append counts as done.
+    pub durability: Durability,
+    /// Go on even if the log has lost what was acknowledged; the old mark is put aside.
+    pub accept_loss: bool,
+    /// Writes are refused while fewer bytes are free; see [`DISK_RESERVE_BYTES`].
+    pub disk_reserve_bytes: u64,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        OpenOptions { durability: Durability::Immediate, accept_loss: false, disk_reserve_bytes: DISK_RESERVE_BYTES }
+    }
+}
+
+/// The log of one node.
+pub struct HiqliteLog {
+    client: Client,
+    folder: PathBuf,
+    mark: MarkFile,
+    disk_reserve_bytes: u64,
+    silent_appends: AtomicU32,
+    _hook: Hook,
+}
+
+impl std::fmt::Debug for HiqliteLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HiqliteLog").field("folder", &self.folder).finish_non_exhaustive()
+    }
+}
+
+impl HiqliteLog {
+    /// Opens the log in `folder`, which is made if need be; `node` is this node's number (the first node of a cluster is 1).
+    ///
+    /// When it returns, everything that the Raft log has is in the database and can be read.
+    pub async fn open(folder: &Path, node: u64, options: OpenOptions) -> Result<(HiqliteLog, Committed), LogError> {
+        let folder = start::make_folder(folder)?;
+        space::check(&folder, options.disk_reserve_bytes).map_err(LogError::Failed)?;
+        let fresh = !folder.join("logs").exists();
+        let mark = MarkFile::open(&folder, fresh, options.accept_loss)?;
+        let (publisher, committed) = committed::channel(WAITING_MAX);
+        let hook = Hook::new(folder.join("state_machine").join("db"), publisher)
+            .map_err(|error| LogError::Failed(format!("SQLite would not take the extension: {error}")))?;
+        let client = start::start(&folder, node, options.durability).await?;
+        // The first write is a barrier as well: it is applied after all that the Raft log had.
+        let schema = rows::schema() + snapshots::SCHEMA;
+        rows::batch(&client, schema).await.map_err(|error| LogError::Failed(error.to_string()))?;
+        let log = HiqliteLog {
+            client,
+            folder,
+            mark,
+            disk_reserve_bytes: options.disk_reserve_bytes,
+            silent_appends: AtomicU32::new(0),
+            _hook: hook,
+        };
+        Ok((log, committed))
+    }
+
+    fn damaged(&self, what: String) -> LogError {
+        LogError::Damaged { path: self.path(), what, advice: ADVICE.to_owned() }
+    }
+
+    fn check_space(&self) -> Result<(), AppendError> {
+        space::check(&self.folder, self.disk_reserve_bytes).map_err(AppendError::Full)
+    }
+
+    /// Looks closer at an append without an answer: does Raft still run?
+    async fn diagnose(&self, error: AppendError) -> AppendError {
+        let silent = self.silent_appends.fetch_add(1, Ordering::Relaxed) + 1;
+        let metrics = match self.client.metrics_db().await {
+            Ok(metrics) => metrics,
+            Err(error) => return AppendError::Fatal(error.to_string()),
+        };
+        if let Err(fatal) = metrics.running_state {
+            return AppendError::Fatal(fatal.to_string());
+        }
+        let alone = metrics.membership_config.nodes().count() == 1;
+        if alone && silent >= SILENT_APPENDS_MAX {
+            return AppendError::Fatal(format!("no answer to {silent} appends in a row"));
+        }
+        error
+    }
+}
+
+#[async_trait]
+impl Log for HiqliteLog {
+    fn path(&self) -> String {
+        self.folder.display().to_string()
+    }
+
+    async fn append(&self, records: Vec<Bytes>) -> Result<(), AppendError> {
+        self.check_space()?;
+        let mut inserts: Vec<_> = records.iter().map(rows::insert).collect();
+        let written = match (inserts.pop(), inserts.is_empty()) {
+            (None, _) => return Ok(()),
+            (Some((sql, values)), true) => rows::write(&self.client, sql, values).await,
+            (Some(last), false) => {
+                inserts.push(last);
+                rows::write_all(&self.client, inserts).await
+            }
+        };
+        match written {
+            Ok(()) => {
+                self.silent_appends.store(0, Ordering::Relaxed);
+                Ok(())
+            }
+            Err(error @ AppendError::Unknown(_)) => Err(self.diagnose(error).await),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn read(&self, after: u64, max: usize) -> Result<Vec<Record>, LogError> {
+        rows::records(&self.client, after, max).await?.map_err(|what| self.damaged(what))
+    }
+
+    async fn snapshot(&self) -> Result<Option<Snapshot>, LogError> {
+        snapshots::newest(&self.client).await
+    }
+
+    async fn save_snapshot(&self, snapshot: Snapshot) -> Result<(), AppendError> {
+        self.check_space()?;
+        snapshots::save(&self.client, snapshot).await
+    }
+
+    async fn cut(&self, upto: u64) -> Result<(), AppendError> {
+        let not_done = |error: LogError| AppendError::NotDone(error.to_string());
+        let upto = rows::integer(upto).map_err(not_done)?;
+        let Some(oldest) = rows::oldest(&self.client).await.map_err(not_done)? else { return Ok(()) };
+        let mut end = oldest;
+        while end <= upto {
+            end = end.saturating_add(CUT_SLICE);
+            // Whatever the caller says, nothing goes that is not in a snapshot.
+            let sql = "DELETE FROM log WHERE seq < $1 AND seq <= $2 AND seq <= (SELECT max(seq) FROM snapshot)";
+            rows::write(&self.client, sql, vec![Param::Integer(end), Param::Integer(upto)]).await?;
+        }
+        Ok(())
+    }
+
+    fn mark(&self, seq: u64, chain: [u8; 32]) -> Result<(), LogError> {
+        self.mark.set(seq, chain)
+    }
+
+    fn last_mark(&self) -> Option<(u64, [u8; 32])> {
+        self.mark.at_open()
+    }
+
+    async fn close(&self) {
+        match tokio::time::timeout(CLOSE_WITHIN, self.client.shutdown()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the log did not end cleanly; the next start takes it as after a crash")
+            }
+            Err(_elapsed) => tracing::warn!("the log did not end in time; the next start takes it as after a crash"),
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Starting hiqlite in its folder: configuration, secrets, and what can go wrong before the first record.
+
+use crate::engine::log::LogError;
+use hiqlite::{Client, Node, NodeConfig};
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::Duration;
+
+/// The size of a file of the write-ahead log in bytes. An entry must fit into one: eight of our largest appends do.
+pub(super) const WAL_FILE_BYTES: u32 = 16 * 1024 * 1024;
+/// Entries of the Raft log that are kept behind hiqlite's own snapshot: a follower that is no further behind than this needs no
+/// snapshot, which is what kills followers in this version of hiqlite.
+const RAFT_LOG_KEEP: u64 = 100_000;
+/// hiqlite's own snapshot (the database, copied on the writer's thread) after so many Raft entries.
+const RAFT_SNAPSHOT_EVERY: u64 = 10_000;
+/// Heartbeat and election, in milliseconds: a dead leader is replaced in 1.2–2.2 s instead of hiqlite's 10–15 s.
+const HEARTBEAT_MS: u64 = 100;
+const ELECTION_MS: (u64, u64) = (300, 600);
+/// How long the start may take, the replay of [`RAFT_SNAPSHOT_EVERY`] entries and an election included.
+const START_WITHIN: Duration = Duration::from_secs(60);
+/// Length of the two secrets before they are written in hexadecimal.
+const SECRET_BYTES: usize = 32;
+
+/// Starts the node over `folder` and returns its client.
+pub(super) async fn start(folder: &Path, node: u64, sync: super::Durability) -> Result<Client, LogError> {
+    rebuild_database(folder)?;
+    let config = config(folder, node, sync)?;
+    // hiqlite panics at some mistakes: in a task of its own that is an error like any other.
+    let starting = tokio::spawn(hiqlite::start_node(config));
+    match tokio::time::timeout(START_WITHIN, starting).await {
+        Ok(Ok(Ok(client))) => Ok(client),
+        Ok(Ok(Err(error))) => Err(cannot_start(folder, &error.to_string())),
+        Ok(Err(panic)) => Err(cannot_start(folder, &panic_message(panic))),
+        Err(_elapsed) => Err(cannot_start(folder, &format!("no answer within {} s", START_WITHIN.as_secs()))),
+    }
+}
+
+fn cannot_start(folder: &Path, why: &str) -> LogError {
+    LogError::Damaged {
+        path: folder.display().to_string(),
+        what: format!("the store can't be started: {why}"),
+        advice: super::ADVICE.to_owned(),
+    }
+}
+
+fn panic_message(error: tokio::task::JoinError) -> String {
+    match error.try_into_panic() {
+        Ok(panic) => match panic.downcast::<String>() {
+            Ok(message) => *message,
+            Err(panic) => panic.downcast::<&str>().map_or_else(|_| "it panicked".to_owned(), |text| (*text).to_owned()),
+        },
+        Err(error) => error.to_string(),
+    }
+}
+
+fn config(folder: &Path, node: u64, sync: super::Durability) -> Result<NodeConfig, LogError> {
+    let mut raft = NodeConfig::default_raft_config(RAFT_SNAPSHOT_EVERY);
+    raft.max_in_snapshot_log_to_keep = RAFT_LOG_KEEP;
+    raft.heartbeat_interval = HEARTBEAT_MS;
+    (raft.election_timeout_min, raft.election_timeout_max) = ELECTION_MS;
+    let (secret_raft, secret_api) = secrets(folder)?;
+    let data_dir = folder.to_str().ok_or_else(|| {
+        LogError::Failed(format!("the data folder's path is invalid: {} is not UTF-8", folder.display()))
+    })?;
+    Ok(NodeConfig {
+        node_id: node,
+        // Port 0: the kernel chooses free ones. A node alone has nobody who would need to know them.
+        nodes: vec![Node { id: node, addr_raft: "127.0.0.1:0".to_owned(), addr_api: "127.0.0.1:0".to_owned() }],
+        listen_addr_api: "127.0.0.1".into(),
+        listen_addr_raft: "127.0.0.1".into(),
+        data_dir: data_dir.to_owned().into(),
+        wal_sync: sync.into(),
+        wal_size: WAL_FILE_BYTES,
+        secret_raft,
+        secret_api,
+        health_check_delay: Duration::ZERO,
+        raft_config: raft,
+        ..NodeConfig::default()
+    })
+}
+
+/// Makes hiqlite build its database anew from its snapshot and the Raft log, as after a crash, at every start.
+///
+/// It never syncs the database to the disk, since it can build it anew; but after a clean end it would trust it. So
+/// a power cut after a clean end, or a byte that flipped in between, would be believed. One way to start is better than two.
+fn rebuild_database(folder: &Path) -> Result<(), LogError> {
+    let state_machine = folder.join("state_machine");
+    if !state_machine.exists() {
+        return Ok(());
+    }
+    let marker = state_machine.join("lock");
+    let made = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&marker);
+    made.map(drop).map_err(|error| LogError::Failed(format!("{}: {error}", marker.display())))
+}
+
+/// The two secrets that hiqlite's ports ask for: made at the first start, readable by nobody else.
+fn secrets(folder: &Path) -> Result<(String, String), LogError> {
+    let path = folder.join("secret");
+    let failed = |error: std::io::Error| LogError::Failed(format!("{}: {error}", path.display()));
+    if !path.exists() {
+        let text = format!("{}\n{}\n", random_hex()?, random_hex()?);
+        let new = folder.join("secret.new");
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new).map_err(failed)?;
+        file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
+        std::fs::rename(&new, &path).map_err(failed)?;
+    }
+    let text = std::fs::read_to_string(&path).map_err(failed)?;
+    let mut lines = text.lines().filter(|line| line.len() >= 2 * SECRET_BYTES);
+    match (lines.next(), lines.next()) {
+        (Some(raft), Some(api)) => Ok((raft.to_owned(), api.to_owned())),
+        _ => Err(LogError::Failed(format!(
+            "{} is invalid: it should be two lines of {} characters; remove it, and new ones are made",
+            path.display(),
+            2 * SECRET_BYTES
+        ))),
+    }
+}
+
+fn random_hex() -> Result<String, LogError> {
+    let mut bytes = [0_u8; SECRET_BYTES];
+    // Requests of up to 256 bytes are never cut short once the kernel's pool is ready (getrandom(2)).
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| LogError::Failed(format!("no random bytes from the kernel: {error}")))?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Makes the folder for its owner alone, and says where it really is.
+pub(super) fn make_folder(folder: &Path) -> Result<std::path::PathBuf, LogError> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .and_then(|()| folder.canonicalize())
+        .map_err(|error| LogError::Failed(format!("{}: {error}", folder.display())))
+}
