@@ -1,5 +1,5 @@
 //! The log in hiqlite by itself: what it promises to the engine.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 use blixard::engine::log::{Committed, HiqliteLog, Log, OpenOptions, Record};
 use bytes::Bytes;

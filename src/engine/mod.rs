@@ -2,6 +2,7 @@
 
 mod appender;
 mod applier;
+mod folder;
 mod handle;
 pub mod hypervisor;
 pub mod log;
@@ -12,6 +13,7 @@ pub mod state;
 mod submissions;
 mod view;
 
+pub use folder::{DataFolder, FolderError};
 pub use handle::{Engine, Options};
 pub use view::Events;
 
