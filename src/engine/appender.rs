@@ -17,6 +17,8 @@ const RETRY_PAUSE_MIN: Duration = Duration::from_millis(50);
 /// The longest pause; they double up to it. Short against the time that an election takes.
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
 
+const APPLIER_ENDED: &str = "the applier has ended";
+
 /// See the module.
 pub(super) struct Appender {
     pub(super) queue: mpsc::Receiver<Pending>,
@@ -30,32 +32,36 @@ impl Appender {
     /// Runs until the queue is closed and empty (Ok) or the log can't go on (what it said).
     pub(super) async fn run(mut self) -> Result<(), String> {
         let mut taken = Vec::with_capacity(BATCH_RECORDS_MAX);
+        let mut newest = 0;
         while self.queue.recv_many(&mut taken, BATCH_RECORDS_MAX).await > 0 {
             let mut waiting: VecDeque<Pending> = taken.drain(..).collect();
             while !waiting.is_empty() {
-                self.append(cut_batch(&mut waiting)).await?;
+                newest = self.append(cut_batch(&mut waiting)).await?.unwrap_or(newest);
             }
         }
-        Ok(())
+        // Closing: whoever waits for what was just appended is to get an answer.
+        let answered = self.applied.wait_for(|n| *n >= newest).await;
+        answered.map(drop).map_err(|_ended| APPLIER_ENDED.to_owned())
     }
 
-    /// Appends one batch, as often as it takes to know what became of it.
-    async fn append(&mut self, batch: Vec<Pending>) -> Result<(), String> {
-        let Some(last) = batch.last().map(|pending| pending.n) else { return Ok(()) };
+    /// Appends one batch, as often as it takes to know what became of it: the number of its last entry, or None if it was
+    /// refused.
+    async fn append(&mut self, batch: Vec<Pending>) -> Result<Option<u64>, String> {
+        let Some(last) = batch.last().map(|pending| pending.n) else { return Ok(None) };
         let mut pause = RETRY_PAUSE_MIN;
         let mut in_doubt = false;
         loop {
             let records: Vec<Bytes> = batch.iter().map(|pending| pending.bytes.clone()).collect();
             match self.log.append(records).await {
-                Ok(()) => return Ok(()),
+                Ok(()) => return Ok(Some(last)),
                 Err(AppendError::Fatal(why)) => return Err(why),
                 Err(AppendError::NotDone(why)) if !in_doubt => {
                     self.refuse(&batch, &Refusal::again(format!("busy: {why}; nothing was done")));
-                    return Ok(());
+                    return Ok(None);
                 }
                 Err(AppendError::Full(why)) if !in_doubt => {
                     self.refuse(&batch, &Refusal::no_space(format!("{why}; nothing was done")));
-                    return Ok(());
+                    return Ok(None);
                 }
                 Err(error) => {
                     tracing::warn!(%error, "an append will be sent again");
@@ -65,7 +71,7 @@ impl Appender {
             // It may come through late; then there is nothing to send again.
             let seen = self.applied.wait_for(|n| *n >= last);
             if let Ok(applier_lives) = tokio::time::timeout(pause, seen).await {
-                return applier_lives.map(drop).map_err(|_ended| "the applier has ended".to_owned());
+                return applier_lives.map(|_seen| Some(last)).map_err(|_ended| APPLIER_ENDED.to_owned());
             }
             pause = (pause * 2).min(RETRY_PAUSE_MAX);
         }

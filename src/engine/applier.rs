@@ -3,6 +3,7 @@
 //! Order of effects for each batch: the mark (so that a later loss would be noticed), then the view that readers see, then
 //! the answers to the submitters, then the wake-up of those who wait for news.
 
+use super::audit::Recorder;
 use super::log::{Committed, Log, LogError, Record};
 use super::replica::{Replica, Step};
 use super::snapshots::SnapshotKeeper;
@@ -27,6 +28,7 @@ pub(super) struct Applier {
     pub(super) view: Arc<View>,
     pub(super) waiters: Arc<Waiters>,
     pub(super) snapshots: SnapshotKeeper,
+    pub(super) audit: Recorder,
     pub(super) node: NodeId,
     pub(super) boot: u64,
     /// The highest `n` of this node and boot that has been applied.
@@ -62,7 +64,7 @@ impl Applier {
             }
             let run = rest.iter().zip(first.seq..).take_while(|(record, seq)| record.seq == *seq).count();
             let (now, later) = rest.split_at_checked(run).unwrap_or((rest, &[]));
-            self.apply(now)?;
+            self.apply(now).await?;
             rest = later;
         }
     }
@@ -81,22 +83,24 @@ impl Applier {
                 }
                 tokio::time::sleep(READABLE_PAUSE).await;
             }
-            self.apply(&records)?;
+            self.apply(&records).await?;
         }
         Ok(())
     }
 
     /// Applies consecutive records and shows the result.
-    fn apply(&mut self, records: &[Record]) -> Result<(), String> {
+    async fn apply(&mut self, records: &[Record]) -> Result<(), String> {
         let mut answers: Vec<(u64, Applied)> = Vec::new();
+        let mut steps: Vec<Step> = Vec::with_capacity(records.len());
         let mut events = Vec::new();
         for record in records {
-            let step: Step = self.replica.take(record)?;
-            events.extend(step.events);
+            let mut step = self.replica.take(record)?;
+            events.append(&mut step.events);
             let id = step.entry.id;
             if id.node == self.node && id.boot == self.boot && !step.repeated {
-                answers.push((id.n, (step.seq, step.outcome)));
+                answers.push((id.n, (step.seq, step.outcome.clone())));
             }
+            steps.push(step);
         }
         let Replica { state, seq, chain } = &self.replica;
         self.log.mark(*seq, *chain).map_err(|error: LogError| error.to_string())?;
@@ -107,6 +111,9 @@ impl Applier {
             self.applied.send_replace(n);
         }
         self.view.announce(*seq);
+        for step in steps {
+            self.audit.record(step).await?;
+        }
         self.snapshots.consider(&self.replica, records);
         Ok(())
     }

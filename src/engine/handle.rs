@@ -2,6 +2,7 @@
 
 use super::appender::Appender;
 use super::applier::Applier;
+use super::audit::{self, AuditLines, Trail};
 use super::log::{Committed, Log, LogError};
 use super::recovery::recover;
 use super::snapshots::{SnapshotKeeper, write_snapshots};
@@ -13,9 +14,10 @@ use crate::text::Refusal;
 use futures::FutureExt;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 /// How the engine is set.
@@ -27,6 +29,8 @@ pub struct Options {
     pub snapshot_every_records: u64,
     /// See [`Options::snapshot_every_records`].
     pub snapshot_every_bytes: u64,
+    /// The folder of the audit trail; None keeps a short one in memory.
+    pub audit: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -37,12 +41,15 @@ impl Default for Options {
             submit_patience: Duration::from_secs(10),
             snapshot_every_records: 20_000,
             snapshot_every_bytes: 16 * 1024 * 1024,
+            audit: None,
         }
     }
 }
 
 /// How long closing waits for what has been submitted to be appended and applied.
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
+/// How long a reader waits for the audit trail to have what is applied.
+const AUDIT_WITHIN: Duration = Duration::from_secs(5);
 
 /// The handle; a clone is the same engine. When the last one is dropped, the engine's tasks end.
 #[derive(Debug, Clone)]
@@ -55,11 +62,19 @@ struct Shared {
     log: Arc<dyn Log>,
     /// None once closed.
     submissions: Mutex<Option<Arc<Submissions>>>,
+    trail: Trail,
     options: Options,
     failed: watch::Receiver<Option<String>>,
-    tasks: Mutex<Vec<AbortOnDropHandle<()>>>,
-    /// Is open as long as the appender runs.
-    appender_ended: watch::Receiver<bool>,
+    /// None once closed.
+    tasks: Mutex<Option<Tasks>>,
+}
+
+/// What runs; each ends when its handle is dropped.
+struct Tasks {
+    appender: AbortOnDropHandle<()>,
+    applier: AbortOnDropHandle<()>,
+    snapshots: AbortOnDropHandle<()>,
+    scribe: AbortOnDropHandle<()>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -90,52 +105,31 @@ impl Engine {
         boot: u64,
         options: Options,
     ) -> Result<Engine, LogError> {
-        let (replica, view) = recover(&*log).await?;
-        if let Some((last, _)) = replica.state.last_of(node)
-            && last >= boot
-        {
-            return Err(LogError::Failed(format!(
-                "this start of node {node} is number {boot}, but the log has entries of its start {last} already: \
-                 the number of starts in the data folder has been set back"
-            )));
-        }
+        let (recorder, trail, scribe) = audit::open(options.audit.as_deref())
+            .map_err(|error| LogError::Failed(format!("the audit trail can't be opened: {error}")))?;
+        let (failing, failed) = watch::channel(None);
+        let writing = async { tokio::task::spawn_blocking(|| scribe.run()).await.map_err(|error| error.to_string())? };
+        let scribe = supervise("audit trail", writing, failing.clone());
+        let (replica, view) = recover(&*log, &recorder).await?;
+        check_boot(&replica.state, node, boot)?;
+        clock.resume(replica.state.now());
         let waiters = Arc::new(Waiters::default());
         let (submissions, queue) = Submissions::new(waiters.clone(), clock, node, boot);
         let (applied, applied_receiver) = watch::channel(0);
-        let (due, asked) = mpsc::channel(1);
+        let (snapshots, asked) = SnapshotKeeper::new(options.snapshot_every_records, options.snapshot_every_bytes);
         let appender = Appender { queue, log: log.clone(), waiters: waiters.clone(), applied: applied_receiver };
-        let snapshots = SnapshotKeeper {
-            every_records: options.snapshot_every_records,
-            every_bytes: options.snapshot_every_bytes,
-            records: 0,
-            bytes: 0,
-            task: due,
-        };
+        let audit = recorder.clone();
         let applier =
-            Applier { replica, log: log.clone(), view: view.clone(), waiters, snapshots, node, boot, applied };
-        let (failing, failed) = watch::channel(None);
-        let (ended, appender_ended) = watch::channel(false);
-        let appending = async move {
-            let result = appender.run().await;
-            ended.send_replace(true);
-            result
+            Applier { replica, log: log.clone(), view: view.clone(), waiters, snapshots, audit, node, boot, applied };
+        let tasks = Tasks {
+            appender: supervise("appender", appender.run(), failing.clone()),
+            applier: supervise("applier", applier.run(committed), failing.clone()),
+            snapshots: supervise("snapshots", write_snapshots(asked, log.clone(), recorder), failing),
+            scribe,
         };
-        let tasks = vec![
-            supervise("appender", appending, failing.clone()),
-            supervise("applier", applier.run(committed), failing.clone()),
-            supervise("snapshots", write_snapshots(asked, log.clone()), failing),
-        ];
-        Ok(Engine {
-            shared: Arc::new(Shared {
-                view,
-                log,
-                submissions: Mutex::new(Some(Arc::new(submissions))),
-                options,
-                failed,
-                tasks: Mutex::new(tasks),
-                appender_ended,
-            }),
-        })
+        let submissions = Mutex::new(Some(Arc::new(submissions)));
+        let tasks = Mutex::new(Some(tasks));
+        Ok(Engine { shared: Arc::new(Shared { view, log, submissions, trail, options, failed, tasks }) })
     }
 
     /// Submits one transaction and waits for its outcome: when this returns `Ok`, the commands are durable, have taken effect, and
@@ -193,20 +187,41 @@ impl Engine {
         }
     }
 
+    /// The audit trail after the entry `seq`: at most `max` lines, up to what [`Engine::state`] shows now.
+    pub async fn audit_after(&self, seq: u64, max: usize) -> Result<AuditLines, Refusal> {
+        let applied = *self.shared.view.changes().borrow();
+        match tokio::time::timeout(AUDIT_WITHIN, self.shared.trail.after(seq, max, applied)).await {
+            Ok(lines) => lines.map_err(|error| Refusal::fault(format!("invalid answer from the disk: {error}"))),
+            Err(_elapsed) => Err(Refusal::again("busy: the audit trail is being written; try again")),
+        }
+    }
+
     /// Ends it: takes no more submissions, lets those that are in the queue come through, closes the log. Bounded in time.
     pub async fn close(&self) {
         // The queue ends when its last sender goes: submitters that are waiting for a place keep it open until they have it.
         self.shared.submissions.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let mut ended = self.shared.appender_ended.clone();
-        let drained = tokio::time::timeout(CLOSE_WITHIN, ended.wait_for(|ended| *ended)).await.is_ok();
-        if !drained {
-            tracing::warn!(
-                "closing with entries still on their way; whether they took effect will be seen at the next start"
-            );
+        let tasks = self.shared.tasks.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(Tasks { appender, applier, snapshots, scribe }) = tasks else { return };
+        if tokio::time::timeout(CLOSE_WITHIN, appender).await.is_err() {
+            tracing::warn!("closing with commands still on their way; the next start will show what became of them");
         }
-        let tasks = std::mem::take(&mut *self.shared.tasks.lock().unwrap_or_else(PoisonError::into_inner));
-        drop(tasks);
+        drop((applier, snapshots));
+        // It ends when the tasks that record are gone, and has written everything by then.
+        if tokio::time::timeout(CLOSE_WITHIN, scribe).await.is_err() {
+            tracing::warn!("closing before the audit trail was written; the next start adds what is missing");
+        }
         self.shared.log.close().await;
+    }
+}
+
+/// A start whose number was used before would take its entries for repetitions of old ones.
+fn check_boot(state: &State, node: NodeId, boot: u64) -> Result<(), LogError> {
+    match state.last_of(node) {
+        Some((last, _)) if last >= boot => Err(LogError::Failed(format!(
+            "this start of node {node} is number {boot}, but the log has entries of its start {last} already: \
+             the count of starts in the data folder is invalid; write a number above {last} into its file boot"
+        ))),
+        _ => Ok(()),
     }
 }
 

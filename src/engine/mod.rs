@@ -2,6 +2,7 @@
 
 mod appender;
 mod applier;
+mod audit;
 mod folder;
 mod handle;
 pub mod hypervisor;
@@ -13,6 +14,7 @@ pub mod state;
 mod submissions;
 mod view;
 
+pub use audit::AuditLines;
 pub use folder::{DataFolder, FolderError};
 pub use handle::{Engine, Options};
 pub use view::Events;

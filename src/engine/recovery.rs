@@ -1,6 +1,7 @@
 //! At the start: the newest snapshot, and the log after it, checked against the mark that the last run left.
 
 use super::applier::APPLY_BATCH_MAX;
+use super::audit::Recorder;
 use super::log::{Log, LogError};
 use super::replica::Replica;
 use super::view::View;
@@ -10,8 +11,8 @@ use std::sync::Arc;
 const ADVICE: &str =
     "put back a backup of the data folder, or start once with --accept-loss to go on with what is left";
 
-/// The state as the log has it, and the view of it.
-pub(super) async fn recover(log: &dyn Log) -> Result<(Replica, Arc<View>), LogError> {
+/// The state as the log has it, and the view of it. What the audit trail lacks is added to it.
+pub(super) async fn recover(log: &dyn Log, audit: &Recorder) -> Result<(Replica, Arc<View>), LogError> {
     let damaged = |what: String| LogError::Damaged { path: log.path(), what, advice: ADVICE.to_owned() };
     let mut replica = match log.snapshot().await? {
         Some(snapshot) => Replica::from_snapshot(&snapshot)
@@ -27,8 +28,9 @@ pub(super) async fn recover(log: &dyn Log) -> Result<(Replica, Arc<View>), LogEr
         }
         let mut events = Vec::new();
         for record in &records {
-            let step = replica.take(record).map_err(&damaged)?;
-            events.extend(step.events);
+            let mut step = replica.take(record).map_err(&damaged)?;
+            events.append(&mut step.events);
+            audit.record(step).await.map_err(LogError::Failed)?;
             if mark.is_some_and(|(seq, chain)| seq == replica.seq && chain != replica.chain) {
                 return Err(damaged(format!("the records up to {} are not those that were acknowledged", replica.seq)));
             }

@@ -1,5 +1,6 @@
 //! When a snapshot is due, and the task that writes it and cuts the log behind the one before.
 
+use super::audit::Recorder;
 use super::log::{AppendError, Log, Record};
 use super::replica::Replica;
 use std::sync::Arc;
@@ -8,18 +9,21 @@ use tokio::sync::mpsc;
 /// Decides, on the applier's side, when a snapshot is due, and hands a version of the state to the task.
 pub(super) struct SnapshotKeeper {
     /// A snapshot is due after so many records or bytes, whichever comes first.
-    pub(super) every_records: u64,
-    /// See `every_records`.
-    pub(super) every_bytes: u64,
+    every_records: u64,
+    every_bytes: u64,
     /// Records and bytes since the last one.
-    pub(super) records: u64,
-    /// See `records`.
-    pub(super) bytes: u64,
-    /// Room for one: while a snapshot is being written none is due.
-    pub(super) task: mpsc::Sender<Replica>,
+    records: u64,
+    bytes: u64,
+    task: mpsc::Sender<Replica>,
 }
 
 impl SnapshotKeeper {
+    /// And where [`write_snapshots`] hears of it: with room for one, since while one is being written none is due.
+    pub(super) fn new(every_records: u64, every_bytes: u64) -> (SnapshotKeeper, mpsc::Receiver<Replica>) {
+        let (task, asked) = mpsc::channel(1);
+        (SnapshotKeeper { every_records, every_bytes, records: 0, bytes: 0, task }, asked)
+    }
+
     /// Counts records just applied, and asks for a snapshot if one is due. Never waits.
     pub(super) fn consider(&mut self, replica: &Replica, records: &[Record]) {
         self.records += records.len() as u64;
@@ -36,10 +40,16 @@ impl SnapshotKeeper {
 }
 
 /// Writes snapshots until nobody can ask for one any more; ends early when the log can't go on.
-pub(super) async fn write_snapshots(mut asked: mpsc::Receiver<Replica>, log: Arc<dyn Log>) -> Result<(), String> {
+pub(super) async fn write_snapshots(
+    mut asked: mpsc::Receiver<Replica>,
+    log: Arc<dyn Log>,
+    audit: Recorder,
+) -> Result<(), String> {
     let mut previous = log.snapshot().await.map_err(|error| error.to_string())?.map(|snapshot| snapshot.seq);
     while let Some(replica) = asked.recv().await {
         let seq = replica.seq;
+        // A start replays from the snapshot on: what is before it must be in the trail, whatever happens.
+        audit.sync().await?;
         // Encoding a large state takes long enough to be in the way of others on this thread.
         let snapshot =
             tokio::task::spawn_blocking(move || replica.snapshot()).await.map_err(|error| error.to_string())?;
