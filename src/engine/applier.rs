@@ -1,7 +1,7 @@
 //! The applier: takes committed records in order, applies them, and lets everybody know.
 //!
-//! Order of effects for each batch: the mark (so that a later loss would be noticed), then the view that readers see, then
-//! the answers to the submitters, then the wake-up of those who wait for news.
+//! Order of effects for each batch: the mark (so that a later loss would be noticed), then the view that readers see and the
+//! wake-up of those who wait for news, then the answers to the submitters, then what nobody waits for.
 
 use super::audit::Recorder;
 use super::log::{Committed, Log, LogError, Record};
@@ -105,12 +105,12 @@ impl Applier {
         let Replica { state, seq, chain } = &self.replica;
         self.log.mark(*seq, *chain).map_err(|error: LogError| error.to_string())?;
         self.view.publish(state.clone(), events);
+        self.view.announce(*seq);
         let newest_own = answers.last().map(|(n, _)| *n);
         self.waiters.complete(answers);
         if let Some(n) = newest_own {
             self.applied.send_replace(n);
         }
-        self.view.announce(*seq);
         for step in steps {
             self.audit.record(step).await?;
         }

@@ -113,6 +113,9 @@ impl Engine {
         let (replica, view) = recover(&*log, &recorder).await?;
         check_boot(&replica.state, node, boot)?;
         clock.resume(replica.state.now());
+        if let Some(node) = replica.state.node(node) {
+            clock.resume(node.newest_stamp);
+        }
         let waiters = Arc::new(Waiters::default());
         let (submissions, queue) = Submissions::new(waiters.clone(), clock, node, boot);
         let (applied, applied_receiver) = watch::channel(0);

@@ -4,8 +4,8 @@ pub mod committed;
 pub mod hiqlite;
 pub mod memory;
 
+pub use self::hiqlite::{Durability, HiqliteLog, OpenOptions};
 pub use committed::{Committed, Publisher};
-pub use hiqlite::{Durability, HiqliteLog, OpenOptions};
 pub use memory::MemoryLog;
 
 use async_trait::async_trait;
