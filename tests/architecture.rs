@@ -21,7 +21,7 @@ const ROOMS: &[Room] = &[
     Room { path: "ninep", may: &["text"] },
     Room { path: "engine::state", may: &["text", "clock", "ipam"] },
     Room { path: "engine::log", may: &["text", "clock"] },
-    Room { path: "engine::hypervisor", may: &["text"] },
+    Room { path: "engine::hypervisor", may: &["engine::host", "text"] },
     Room { path: "engine::host", may: &["text"] },
     Room { path: "engine::agent", may: &["engine", "text", "clock", "ipam"] },
     Room { path: "engine", may: &["engine::state", "engine::log", "engine::hypervisor", "text", "clock", "ipam"] },
@@ -40,7 +40,6 @@ const ROOMS: &[Room] = &[
 const KEPT: &[(&str, &[&str])] = &[
     ("hiqlite", &["engine::log::hiqlite"]),
     ("polyfuse", &["fs::fuse"]),
-    ("qapi", &["engine::hypervisor::qemu"]),
     ("clap", &["cli", "main", "serve"]),
     ("toml", &["config", "engine::agent", "engine::host"]),
 ];

@@ -5,6 +5,7 @@ mod applier;
 mod audit;
 mod folder;
 mod handle;
+pub mod host;
 pub mod hypervisor;
 pub mod log;
 mod recovery;

@@ -1,0 +1,95 @@
+//! Processes: which one it is, for ever; when it ends; ending it. By pidfd, never by looking at /proc again and again.
+
+use super::HostError;
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use tokio::io::unix::AsyncFd;
+
+/// /proc/sys/kernel/random/boot_id: another one means another life of the host.
+///
+/// # Errors
+/// It can't be read.
+pub fn boot_id() -> Result<String, HostError> {
+    let path = "/proc/sys/kernel/random/boot_id";
+    std::fs::read_to_string(path).map(|id| id.trim().to_owned()).map_err(|e| HostError::io(path, e))
+}
+
+/// Field 22 of /proc/PID/stat (proc(5)): when the process started, in clock ticks since boot. None for one that has ended.
+pub fn start_ticks(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in parentheses, may hold anything; what follows the last ')' is plain. Field 3 comes first there.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut fields = fields.split_whitespace();
+    let state = fields.next()?;
+    if state == "Z" || state == "X" { None } else { fields.nth(18)?.parse().ok() }
+}
+
+/// A process that can't be mistaken for a later one with the same number.
+#[derive(Debug)]
+pub struct Process {
+    pid: u32,
+    handle: AsyncFd<OwnedFd>,
+}
+
+impl Process {
+    /// The process with this pid, if it is the one that started then. Must be called within a runtime.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn open(pid: u32, started_ticks: u64) -> io::Result<Option<Process>> {
+        let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
+        let handle = match pidfd_open(raw, PidfdFlags::NONBLOCK) {
+            Ok(handle) => handle,
+            Err(rustix::io::Errno::SRCH) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        // Looked at after the handle is held: the number can't change hands in between unseen.
+        if start_ticks(pid) != Some(started_ticks) {
+            return Ok(None);
+        }
+        #[expect(
+            deprecated,
+            reason = "deprecated for types whose descriptor may be another's; an OwnedFd's is its own"
+        )]
+        let handle = AsyncFd::new(handle)?;
+        Ok(Some(Process { pid, handle }))
+    }
+
+    /// Its number.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Sends it SIGKILL. One that has ended already is no error.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn kill(&self) -> io::Result<()> {
+        match pidfd_send_signal(self.handle.get_ref(), Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Resolves when it has ended. Reaps it if it is our child.
+    pub async fn ended(&self) {
+        // The handle becomes readable at the end and stays so. An error here can only be the runtime's own end.
+        let _ = self.handle.readable().await;
+        let _ = waitid(WaitId::PidFd(self.handle.get_ref().as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+    }
+}
+
+/// Processes whose working folder is below `folder`, and their working folders: how machines are found that no record names.
+pub fn working_below(folder: &Path) -> Vec<(u32, PathBuf)> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
+        let Ok(cwd) = std::fs::read_link(entry.path().join("cwd")) else { continue };
+        if cwd != folder && cwd.starts_with(folder) && start_ticks(pid).is_some() {
+            found.push((pid, cwd));
+        }
+    }
+    found
+}
