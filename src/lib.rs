@@ -11,6 +11,7 @@
 //! - [`text`]: `attr=value`, `key value`, columns, sizes, durations, refusals: parsing and printing
 
 pub mod clock;
+pub mod config;
 pub mod engine;
 pub mod fs;
 pub mod ipam;

@@ -28,7 +28,7 @@ const ROOMS: &[Room] = &[
     Room { path: "fs::fuse", may: &["fs::tree", "text"] },
     Room { path: "fs::ninep", may: &["fs::tree", "ninep", "text"] },
     Room { path: "fs", may: &["engine", "ipam", "ninep", "text", "clock"] },
-    Room { path: "config", may: &["text"] },
+    Room { path: "config", may: &["text", "clock"] },
     Room { path: "cli", may: &["ninep", "text"] },
     // The top: puts the rooms together.
     Room { path: "serve", may: &["config", "fs", "engine", "ninep", "ipam", "text", "clock"] },

@@ -9,6 +9,7 @@ pub mod name;
 pub mod refusal;
 pub mod size;
 pub mod time;
+pub mod trace_level;
 
 pub use attrs::{Attr, Line};
 pub use dial::Dial;
