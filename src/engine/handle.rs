@@ -105,12 +105,13 @@ impl Engine {
         boot: u64,
         options: Options,
     ) -> Result<Engine, LogError> {
-        let (recorder, trail, scribe) = audit::open(options.audit.as_deref())
+        let (mut recorder, trail, scribe) = audit::open(options.audit.as_deref())
             .map_err(|error| LogError::Failed(format!("the audit trail can't be opened: {error}")))?;
         let (failing, failed) = watch::channel(None);
         let writing = async { tokio::task::spawn_blocking(|| scribe.run()).await.map_err(|error| error.to_string())? };
         let scribe = supervise("audit trail", writing, failing.clone());
         let (replica, view) = recover(&*log, &recorder).await?;
+        recorder.begin_at(replica.seq).await.map_err(LogError::Failed)?;
         check_boot(&replica.state, node, boot)?;
         clock.resume(replica.state.now());
         if let Some(node) = replica.state.node(node) {

@@ -59,6 +59,30 @@ impl Writer {
         if self.current_bytes >= self.file_bytes_max { self.rotate() } else { Ok(()) }
     }
 
+    /// Puts lines above `upto` aside, into files named `.lost`: the log has lost those entries, and will use their numbers again.
+    pub(super) fn rewind(&mut self, upto: u64) -> std::io::Result<()> {
+        let (kept, lost): (Vec<_>, Vec<_>) = list(&self.folder)?.into_iter().partition(|file| file.first <= upto);
+        for file in lost {
+            std::fs::rename(&file.path, format!("{}.lost", file.path.display()))?;
+        }
+        if let Some(last) = kept.last() {
+            let lines: Vec<String> = lines_of(last)?.collect::<std::io::Result<_>>()?;
+            let split =
+                lines.iter().position(|line| line::seq(line).is_some_and(|seq| seq > upto)).unwrap_or(lines.len());
+            let (stay, go) = lines.split_at_checked(split).unwrap_or((&lines, &[]));
+            write_lines(&self.folder.join(format!("{:020}.log.lost", upto + 1)), go)?;
+            let plain = path_of(&self.folder, last.first);
+            write_lines(&plain.with_extension("new"), stay)?;
+            std::fs::rename(plain.with_extension("new"), &plain)?;
+            if last.packed {
+                std::fs::remove_file(&last.path)?;
+            }
+        }
+        *self = Writer::open(&self.folder, self.file_bytes_max)?;
+        self.newest = upto;
+        Ok(())
+    }
+
     /// Brings all to the disk.
     pub(super) fn sync(&self) -> std::io::Result<()> {
         self.current.sync_data()
@@ -90,6 +114,14 @@ fn path_of(folder: &Path, first: u64) -> PathBuf {
 
 fn append_to(path: &Path) -> std::io::Result<File> {
     OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+}
+
+fn write_lines(path: &Path, lines: &[String]) -> std::io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    for line in lines {
+        writeln!(file, "{line}")?;
+    }
+    file.sync_all()
 }
 
 /// The files in order. Of a file that is there twice (packing was interrupted) the plain one counts.
@@ -269,6 +301,24 @@ mod tests {
             pack(&current.path).unwrap();
         }
         assert_eq!(Writer::open(folder.path(), 200).unwrap().newest(), 30);
+    }
+
+    #[test]
+    fn lines_of_lost_entries_are_put_aside() {
+        for upto in [0, 3, 25, 29] {
+            let folder = tempfile::tempdir().unwrap();
+            let mut writer = Writer::open(folder.path(), 300).unwrap();
+            fill(&mut writer, 1..=30);
+            writer.rewind(upto).unwrap();
+            fill(&mut writer, upto + 1..=upto + 20);
+            drop(writer);
+            assert_eq!(numbers(folder.path(), 0, 1000), (1..=upto + 20).collect::<Vec<_>>());
+            assert_eq!(Writer::open(folder.path(), 300).unwrap().newest(), upto + 20);
+            let lost = std::fs::read_dir(folder.path())
+                .unwrap()
+                .filter(|entry| entry.as_ref().unwrap().path().extension().is_some_and(|end| end == "lost"));
+            assert!(lost.count() > 0);
+        }
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub struct AuditLines {
 
 enum Message {
     Step(Box<Step>),
+    /// The log has lost what comes after this entry.
+    Rewind(u64),
     /// Answer when all before it is on the disk.
     Sync(oneshot::Sender<()>),
 }
@@ -88,6 +90,15 @@ impl Recorder {
         self.messages.send(Message::Step(Box::new(step))).await.map_err(|_ended| ENDED.to_owned())
     }
 
+    /// The log ends at `seq`: what the trail has beyond was lost by the log, and is put aside.
+    pub(super) async fn begin_at(&mut self, seq: u64) -> Result<(), String> {
+        if self.had <= seq {
+            return Ok(());
+        }
+        self.had = seq;
+        self.messages.send(Message::Rewind(seq)).await.map_err(|_ended| ENDED.to_owned())
+    }
+
     /// Returns when everything recorded before is on the disk.
     pub(super) async fn sync(&self) -> Result<(), String> {
         let (done, synced) = oneshot::channel();
@@ -123,6 +134,13 @@ impl Scribe {
                     self.keep(newest, &line);
                     lines.push_str(&line);
                     lines.push('\n');
+                }
+                Message::Rewind(upto) => {
+                    // Comes before anything else: there are no lines to write yet.
+                    if let Some(writer) = &mut self.writer {
+                        writer.rewind(upto)?;
+                    }
+                    newest = upto;
                 }
                 Message::Sync(done) => waiting.push(done),
             }
