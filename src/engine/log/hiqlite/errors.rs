@@ -27,7 +27,14 @@ pub(super) fn of_write(error: &Error) -> AppendError {
     }
 }
 
-/// An error of a read.
+/// An error of a read. Our statements are right, so when SQLite can't do one, its file is not.
 pub(super) fn of_read(error: &Error) -> LogError {
-    LogError::Failed(error.to_string())
+    match error {
+        Error::Sqlite(sentence) => LogError::Damaged {
+            path: "the database".to_owned(),
+            what: sentence.to_string(),
+            advice: super::ADVICE.to_owned(),
+        },
+        _ => LogError::Failed(error.to_string()),
+    }
 }

@@ -2,12 +2,13 @@
 //!
 //! The only room that knows hiqlite, and the one where its faults end: own deadlines ([`rows`]), honest errors ([`errors`]), the
 //! mark outside the store ([`mark`]), room on the disk ([`space`]), a start that believes nothing ([`start`]), snapshots that are
-//! whole or none ([`snapshots`]), and the wake-up by SQLite's own writer ([`hook`]).
+//! whole or none ([`snapshots`]), a second source for what the store has lost ([`salvage`]), and the wake-up by SQLite's own writer ([`hook`]).
 
 mod errors;
 mod hook;
 mod mark;
 mod rows;
+mod salvage;
 mod snapshots;
 mod space;
 mod start;
@@ -15,19 +16,23 @@ mod start;
 pub use space::DISK_RESERVE_BYTES;
 
 use super::committed::{self, Committed, WAITING_MAX};
-use super::{AppendError, Log, LogError, Record, Snapshot};
+use super::{AppendError, BATCH_RECORDS_MAX, Log, LogError, Record, Snapshot};
 use async_trait::async_trait;
 use bytes::Bytes;
 use hiqlite::{Client, LogSync, Param};
 use hook::Hook;
 use mark::MarkFile;
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 /// What to do when the store can't be believed.
 const ADVICE: &str =
     "put back a backup of the data folder, or start once with --accept-loss to go on with what is left";
+/// What to do when there is nothing to go on with.
+const NOTHING_LEFT: &str =
+    "nothing of it can be saved: put back a backup of the data folder, or move it away and begin anew";
 /// Records that one statement of a cut deletes: some milliseconds on the writer's thread.
 const CUT_SLICE: i64 = 5_000;
 /// How long hiqlite may take to end. A node alone needs some milliseconds.
@@ -62,11 +67,21 @@ pub struct OpenOptions {
     pub accept_loss: bool,
     /// Writes are refused while fewer bytes are free; see [`DISK_RESERVE_BYTES`].
     pub disk_reserve_bytes: u64,
+    /// After so many Raft entries hiqlite copies its database, on the writer's thread; a start replays no more than these.
+    pub store_snapshot_every: u64,
 }
+
+/// hiqlite's usual figure: a start then replays for a second or two at most.
+const STORE_SNAPSHOT_EVERY: u64 = 10_000;
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        OpenOptions { durability: Durability::Immediate, accept_loss: false, disk_reserve_bytes: DISK_RESERVE_BYTES }
+        OpenOptions {
+            durability: Durability::Immediate,
+            accept_loss: false,
+            disk_reserve_bytes: DISK_RESERVE_BYTES,
+            store_snapshot_every: STORE_SNAPSHOT_EVERY,
+        }
     }
 }
 
@@ -77,6 +92,8 @@ pub struct HiqliteLog {
     mark: MarkFile,
     disk_reserve_bytes: u64,
     silent_appends: AtomicU32,
+    /// The first mark says that the engine has found everything right.
+    verified: Once,
     _hook: Hook,
 }
 
@@ -98,16 +115,14 @@ impl HiqliteLog {
         let (publisher, committed) = committed::channel(WAITING_MAX);
         let hook = Hook::new(folder.join("state_machine").join("db"), publisher)
             .map_err(|error| LogError::Failed(format!("SQLite would not take the extension: {error}")))?;
-        let client = start::start(&folder, node, options.durability).await?;
-        // The first write is a barrier as well: it is applied after all that the Raft log had.
-        let schema = rows::schema() + snapshots::SCHEMA;
-        rows::batch(&client, schema).await.map_err(|error| LogError::Failed(error.to_string()))?;
+        let client = open_store(&folder, node, &options, mark.at_open().map_or(0, |(seq, _)| seq)).await?;
         let log = HiqliteLog {
             client,
             folder,
             mark,
             disk_reserve_bytes: options.disk_reserve_bytes,
             silent_appends: AtomicU32::new(0),
+            verified: Once::new(),
             _hook: hook,
         };
         Ok((log, committed))
@@ -136,6 +151,73 @@ impl HiqliteLog {
             return AppendError::Fatal(format!("no answer to {silent} appends in a row"));
         }
         error
+    }
+}
+
+/// Starts the store. When it does not start, or ends before the mark, and the last run's database has more, a new store is made from
+/// that: always if nothing acknowledged is missing from it, else only if loss is accepted.
+async fn open_store(folder: &Path, node: u64, options: &OpenOptions, marked: u64) -> Result<Client, LogError> {
+    salvage::resume(folder)?;
+    let started = start::start(folder, node, options).await;
+    let reach = match &started {
+        Ok(client) => reach(client).await.unwrap_or(0),
+        Err(_) => 0,
+    };
+    if started.is_ok() && reach >= marked && !options.accept_loss {
+        return started;
+    }
+    let from = folder.to_owned();
+    let salvage = tokio::task::spawn_blocking(move || salvage::read(&from)).await.ok().flatten();
+    let salvage = salvage.filter(|salvage| salvage.reach() > reach);
+    let Some(salvage) = salvage.filter(|salvage| salvage.reach() >= marked || options.accept_loss) else {
+        return if options.accept_loss { started.map_err(nothing_left) } else { started };
+    };
+    if let Ok(client) = &started {
+        end(client).await;
+    }
+    drop(started);
+    let aside = salvage::set_aside(folder)?;
+    tracing::warn!(reach, marked, found = salvage.reach(), damaged = %aside.display(),
+        "the store is damaged: a new one is made from the last run's database");
+    let client = start::start(folder, node, options).await?;
+    salvage.write(&client).await?;
+    salvage::finish(&aside)?;
+    Ok(client)
+}
+
+/// Loss was accepted, and neither the store nor the last run's database can be read.
+fn nothing_left(error: LogError) -> LogError {
+    match error {
+        LogError::Damaged { path, what, .. } => LogError::Damaged { path, what, advice: NOTHING_LEFT.to_owned() },
+        failed => failed,
+    }
+}
+
+/// Up to where the store is whole: from its newest whole snapshot on, every record there and unaltered.
+async fn reach(client: &Client) -> Result<u64, LogError> {
+    let mut reach = snapshots::newest(client).await?.map_or(0, |snapshot| snapshot.seq);
+    loop {
+        match rows::records(client, reach, BATCH_RECORDS_MAX).await? {
+            Ok(records) => match records.last() {
+                Some(last) => reach = last.seq,
+                None => return Ok(reach),
+            },
+            Err(what) => {
+                tracing::warn!(reach, what, "the store is damaged");
+                return Ok(reach);
+            }
+        }
+    }
+}
+
+/// Ends a node, in bounded time.
+async fn end(client: &Client) {
+    match tokio::time::timeout(CLOSE_WITHIN, client.shutdown()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "the log did not end cleanly; the next start takes it as after a crash")
+        }
+        Err(_elapsed) => tracing::warn!("the log did not end in time; the next start takes it as after a crash"),
     }
 }
 
@@ -194,6 +276,7 @@ impl Log for HiqliteLog {
     }
 
     fn mark(&self, seq: u64, chain: [u8; 32]) -> Result<(), LogError> {
+        self.verified.call_once(|| salvage::discard(&self.folder));
         self.mark.set(seq, chain)
     }
 
@@ -202,12 +285,6 @@ impl Log for HiqliteLog {
     }
 
     async fn close(&self) {
-        match tokio::time::timeout(CLOSE_WITHIN, self.client.shutdown()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "the log did not end cleanly; the next start takes it as after a crash")
-            }
-            Err(_elapsed) => tracing::warn!("the log did not end in time; the next start takes it as after a crash"),
-        }
+        end(&self.client).await;
     }
 }

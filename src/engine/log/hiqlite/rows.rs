@@ -67,8 +67,23 @@ pub(super) fn insert(bytes: &Bytes) -> (&'static str, Vec<Param>) {
     ("INSERT INTO log (bytes, checksum) VALUES ($1, $2)", values)
 }
 
+/// The same with a number given: into a new store.
+pub(super) fn insert_at(record: &Record) -> Result<(&'static str, Vec<Param>), LogError> {
+    let number = Param::Integer(integer(record.seq)?);
+    let values = vec![number, Param::Blob(record.bytes.to_vec()), Param::Integer(checksum(&record.bytes))];
+    Ok(("INSERT INTO log (seq, bytes, checksum) VALUES ($1, $2, $3)", values))
+}
+
+/// Statements after which an empty log counts on from `seq`.
+pub(super) fn number_from(seq: i64) -> Vec<(&'static str, Vec<Param>)> {
+    vec![
+        ("INSERT INTO log (seq, bytes, checksum) VALUES ($1, x'', 0)", vec![Param::Integer(seq)]),
+        ("DELETE FROM log", vec![]),
+    ]
+}
+
 /// What goes with a record in its row. Its number is the store's; the order is held by the chain that the mark has.
-fn checksum(bytes: &[u8]) -> i64 {
+pub(super) fn checksum(bytes: &[u8]) -> i64 {
     let digest = Sha256::digest(bytes);
     digest.iter().take(8).fold(0, |sum, byte| (sum << 8) | i64::from(*byte))
 }

@@ -4,6 +4,7 @@
 //! snapshot that was interrupted is never taken for one, and one that was altered is found out by its hash.
 
 use super::rows::{self, SnapshotRow};
+use super::salvage::Packed;
 use crate::engine::log::{AppendError, LogError, Snapshot};
 use bytes::Bytes;
 use hiqlite::{Client, Param};
@@ -33,8 +34,14 @@ pub(super) async fn save(client: &Client, snapshot: Snapshot) -> Result<(), Appe
         .await
         .map_err(|error| AppendError::NotDone(error.to_string()))?
         .map_err(|error| AppendError::NotDone(error.to_string()))?;
+    store(client, Packed { seq, size, bytes: packed }).await
+}
+
+/// Stores a snapshot that is packed already.
+pub(super) async fn store(client: &Client, packed: Packed) -> Result<(), AppendError> {
+    let Packed { seq, size, bytes } = packed;
     let mut parts = 0;
-    for part in packed.chunks(PART_BYTES_MAX) {
+    for part in bytes.chunks(PART_BYTES_MAX) {
         let sql = "INSERT OR REPLACE INTO snapshot_part (seq, part, bytes) VALUES ($1, $2, $3)";
         let values = vec![Param::Integer(seq), Param::Integer(parts), Param::Blob(part.to_vec())];
         rows::write(client, sql, values).await?;
@@ -45,7 +52,7 @@ pub(super) async fn save(client: &Client, snapshot: Snapshot) -> Result<(), Appe
         Param::Integer(FORMAT),
         Param::Integer(parts),
         Param::Integer(size),
-        Param::Blob(hash(seq, size, &packed).to_vec()),
+        Param::Blob(hash(seq, size, &bytes).to_vec()),
     ];
     rows::write_all(
         client,
@@ -95,7 +102,7 @@ fn unpack(packed: &[u8], size: u64) -> Result<Bytes, String> {
 }
 
 /// Over everything that matters: numbers too, so that no other row's parts pass for it.
-fn hash(seq: i64, size: i64, packed: &[u8]) -> [u8; 32] {
+pub(super) fn hash(seq: i64, size: i64, packed: &[u8]) -> [u8; 32] {
     let head = Sha256::new().chain_update(FORMAT.to_le_bytes()).chain_update(seq.to_le_bytes());
     head.chain_update(size.to_le_bytes()).chain_update(packed).finalize().into()
 }

@@ -13,27 +13,35 @@ pub(super) const WAL_FILE_BYTES: u32 = 16 * 1024 * 1024;
 /// Entries of the Raft log that are kept behind hiqlite's own snapshot: a follower that is no further behind than this needs no
 /// snapshot, which is what kills followers in this version of hiqlite.
 const RAFT_LOG_KEEP: u64 = 100_000;
-/// hiqlite's own snapshot (the database, copied on the writer's thread) after so many Raft entries.
-const RAFT_SNAPSHOT_EVERY: u64 = 10_000;
 /// Heartbeat and election, in milliseconds: a dead leader is replaced in 1.2–2.2 s instead of hiqlite's 10–15 s.
 const HEARTBEAT_MS: u64 = 100;
 const ELECTION_MS: (u64, u64) = (300, 600);
-/// How long the start may take, the replay of [`RAFT_SNAPSHOT_EVERY`] entries and an election included.
+/// How long the start may take, the replay of the Raft log since hiqlite's last snapshot and an election included.
 const START_WITHIN: Duration = Duration::from_secs(60);
 /// Length of the two secrets before they are written in hexadecimal.
 const SECRET_BYTES: usize = 32;
 
 /// Starts the node over `folder` and returns its client.
-pub(super) async fn start(folder: &Path, node: u64, sync: super::Durability) -> Result<Client, LogError> {
+pub(super) async fn start(folder: &Path, node: u64, options: &super::OpenOptions) -> Result<Client, LogError> {
+    super::salvage::put_by(folder)?;
     rebuild_database(folder)?;
-    let config = config(folder, node, sync)?;
+    let config = config(folder, node, options)?;
     // hiqlite panics at some mistakes: in a task of its own that is an error like any other.
     let starting = tokio::spawn(hiqlite::start_node(config));
     match tokio::time::timeout(START_WITHIN, starting).await {
-        Ok(Ok(Ok(client))) => Ok(client),
+        Ok(Ok(Ok(client))) => prepare(folder, client).await,
         Ok(Ok(Err(error))) => Err(cannot_start(folder, &error.to_string())),
         Ok(Err(panic)) => Err(cannot_start(folder, &panic_message(panic))),
         Err(_elapsed) => Err(cannot_start(folder, &format!("no answer within {} s", START_WITHIN.as_secs()))),
+    }
+}
+
+/// The tables. The first write is a barrier as well: it is applied after all that the Raft log had.
+async fn prepare(folder: &Path, client: Client) -> Result<Client, LogError> {
+    let schema = super::rows::schema() + super::snapshots::SCHEMA;
+    match super::rows::batch(&client, schema).await {
+        Ok(()) => Ok(client),
+        Err(error) => Err(cannot_start(folder, &error.to_string())),
     }
 }
 
@@ -55,8 +63,8 @@ fn panic_message(error: tokio::task::JoinError) -> String {
     }
 }
 
-fn config(folder: &Path, node: u64, sync: super::Durability) -> Result<NodeConfig, LogError> {
-    let mut raft = NodeConfig::default_raft_config(RAFT_SNAPSHOT_EVERY);
+fn config(folder: &Path, node: u64, options: &super::OpenOptions) -> Result<NodeConfig, LogError> {
+    let mut raft = NodeConfig::default_raft_config(options.store_snapshot_every);
     raft.max_in_snapshot_log_to_keep = RAFT_LOG_KEEP;
     raft.heartbeat_interval = HEARTBEAT_MS;
     (raft.election_timeout_min, raft.election_timeout_max) = ELECTION_MS;
@@ -71,7 +79,7 @@ fn config(folder: &Path, node: u64, sync: super::Durability) -> Result<NodeConfi
         listen_addr_api: "127.0.0.1".into(),
         listen_addr_raft: "127.0.0.1".into(),
         data_dir: data_dir.to_owned().into(),
-        wal_sync: sync.into(),
+        wal_sync: options.durability.into(),
         wal_size: WAL_FILE_BYTES,
         secret_raft,
         secret_api,
