@@ -144,7 +144,9 @@ impl Place<'_> {
     fn text(&self, key: &Key, value: &Spanned<DeValue<'_>>) -> Result<Text, Mistake> {
         let text = match (key.kind, value.get_ref()) {
             (Kind::Text | Kind::Number, DeValue::String(text)) => text.to_string(),
-            (Kind::Number, DeValue::Integer(number)) => number.to_string(),
+            // Written in whatever base, it is a decimal from here on; what fits nothing is refused as it was written.
+            (Kind::Number, DeValue::Integer(number)) => u64::from_str_radix(number.as_str(), number.radix())
+                .map_or_else(|_| number.to_string(), |n| n.to_string()),
             (Kind::Switch, DeValue::Boolean(on)) => on.to_string(),
             _ => return Err(self.wrong_kind(key, value)),
         };

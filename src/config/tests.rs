@@ -178,6 +178,16 @@ fn each_mistake_of_a_file() {
 }
 
 #[test]
+fn numbers_of_every_base() {
+    for (text, cpus) in [("0x10", 16), ("1_000", 1_000), ("+4", 4), ("0b11", 3), ("'8'", 8)] {
+        assert_eq!(load_file(format!("limits.cpus = {text}").as_bytes()).unwrap().limits.cpus, Some(cpus), "{text}");
+    }
+    assert_eq!(load_file(b"limits.memory = 1073741824").unwrap().limits.memory_bytes, Some(1 << 30));
+    let said = mistake_of_file("limits.cpus = 99999999999999999999999999");
+    assert!(said.contains("invalid number '99999999999999999999999999'"), "{said}");
+}
+
+#[test]
 fn files_that_are_no_text() {
     let mistakes = load_file(b"name = 'a'\n# \xff").unwrap_err();
     assert_eq!(mistakes, ["b.toml:2:3: invalid text: it is not UTF-8"]);

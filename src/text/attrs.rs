@@ -1,14 +1,14 @@
 //! `attr=value` lines, as in ndb(6): `name=web cpus=2 cmd='uname -a' # a comment`.
 //!
-//! A word is either bare or quoted with `'`; within quotes `''` is one quote, `\n` a newline, `\\` a backslash. A word without
-//! `=` is a verb or a flag. `!attr=value` marks a secret.
+//! A word is bare, or quoted with `'` in whole or in part; within quotes `''` is one quote, `\n` a newline, `\\` a
+//! backslash. A word without `=` is a verb or a flag. `!attr=value` marks a secret.
 
 use super::Refusal;
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 /// The longest text that one write may hold, in bytes (rule 4 of the tree).
-pub const TEXT_MAX: usize = 64 * 1024;
+pub const TEXT_BYTES_MAX: usize = 64 * 1024;
 
 /// One word of a line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,10 +35,12 @@ pub struct Line {
 /// The lines of a text that say something; blank ones and comments are passed over.
 ///
 /// # Errors
-/// EMSGSIZE beyond [`TEXT_MAX`]; EINVAL with line and column for what is no UTF-8, has a NUL, an open quote or an attribute twice.
+/// EMSGSIZE beyond [`TEXT_BYTES_MAX`]; EINVAL with line and column for what is no UTF-8, has a NUL, an open quote, an
+/// attribute twice, or a word that says nothing.
 pub fn parse_lines(text: &[u8]) -> Result<Vec<Line>, Refusal> {
-    if text.len() > TEXT_MAX {
-        let sentence = format!("the text is too long: {} bytes, and {TEXT_MAX} is the most in one write", text.len());
+    if text.len() > TEXT_BYTES_MAX {
+        let sentence =
+            format!("the text is too long: {} bytes, and {TEXT_BYTES_MAX} is the most in one write", text.len());
         return Err(Refusal::new(super::Code::TooLong, sentence));
     }
     let text = std::str::from_utf8(text).map_err(|e| not_utf8(text, e.valid_up_to()))?;
@@ -57,7 +59,7 @@ pub fn parse_lines(text: &[u8]) -> Result<Vec<Line>, Refusal> {
 fn not_utf8(text: &[u8], at: usize) -> Refusal {
     let before = text.get(..at).unwrap_or_default();
     let line = before.iter().filter(|b| **b == b'\n').count() + 1;
-    let column = before.rsplit(|b| *b == b'\n').next().map_or(0, <[u8]>::len) + 1;
+    let column = String::from_utf8_lossy(before).rsplit('\n').next().map_or(0, |line| line.chars().count()) + 1;
     Refusal::invalid(format!("line {line}, column {column}: invalid text: it is not UTF-8"))
 }
 
@@ -131,10 +133,12 @@ impl Scanner<'_> {
                 _ => value.as_mut().unwrap_or(&mut key).extend(self.next()?),
             }
         }
-        if key.is_empty() && value.is_some() {
-            return Err(at(column, "invalid word: there is no attribute before '='"));
+        match value {
+            Some(_) if key.is_empty() => Err(at(column, "invalid word: there is no attribute before '='")),
+            None if secret => Err(at(column, "invalid word: '!' marks a secret, as !attr=value")),
+            None if key.is_empty() => Err(at(column, "invalid word: it is empty")),
+            _ => Ok(Some(Attr { key, value, secret, column })),
         }
-        Ok(Some(Attr { key, value, secret, column }))
     }
 
     fn quoted(&mut self, into: &mut String) -> Result<(), Refusal> {
@@ -151,8 +155,9 @@ impl Scanner<'_> {
         Err(at(column, "invalid line: this quote is not closed before the end of the line"))
     }
 
+    /// What stands for the escape whose backslash was just read.
     fn escape(&mut self) -> Result<char, Refusal> {
-        let column = self.column;
+        let column = self.column.saturating_sub(1);
         match self.next()? {
             Some('n') => Ok('\n'),
             Some('\\') => Ok('\\'),
@@ -209,8 +214,12 @@ mod tests {
         );
         assert_eq!(said(b"a=1 a=2"), "line 1, column 5: invalid line: 'a' is given twice");
         assert!(said(b"ok\nx\0y").starts_with("line 2, column 2: invalid text: it has a NUL"));
-        assert!(said(b"ok\nab\xff").starts_with("line 2, column 3: invalid text: it is not UTF-8"));
-        assert_eq!(parse_lines(&vec![b'#'; TEXT_MAX + 1]).unwrap_err().code, super::super::Code::TooLong);
+        assert!(said(b"ok\n\xc3\xa4b\xff").starts_with("line 2, column 3: invalid text: it is not UTF-8"));
+        assert_eq!(said(b"start =x"), "line 1, column 7: invalid word: there is no attribute before '='");
+        assert_eq!(said(b"!start"), "line 1, column 1: invalid word: '!' marks a secret, as !attr=value");
+        assert_eq!(said(b"a=1 '' b"), "line 1, column 5: invalid word: it is empty");
+        assert_eq!(said(b"a='\\t'"), r"line 1, column 4: invalid escape: within quotes there are \n and \\");
+        assert_eq!(parse_lines(&vec![b'#'; TEXT_BYTES_MAX + 1]).unwrap_err().code, super::super::Code::TooLong);
     }
 
     #[test]
@@ -224,14 +233,38 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_quoted_is_read_back(value in "[^\0\r]*") {
-            let line = format!("key={}", quote(&value));
-            prop_assert_eq!(pairs(&line), [("key".to_owned(), Some(value))]);
+        fn what_is_quoted_is_read_back(value in "[^\0]*", end in "(\r?\n)?") {
+            let text = format!("first key={} last=1{end}", quote(&value));
+            let lines = parse_lines(text.as_bytes()).unwrap();
+            prop_assert_eq!(lines.len(), 1);
+            let values: Vec<_> = lines[0].attrs.iter().map(|a| a.value.as_deref()).collect();
+            prop_assert_eq!(values, [None, Some(value.as_str()), Some("1")]);
         }
 
         #[test]
         fn any_bytes_are_taken_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = parse_lines(&bytes);
         }
+
+        #[test]
+        fn what_is_taken_can_be_written_again(text in r"[ ab='\\n#!\t\r\nä]{0,40}") {
+            let Ok(lines) = parse_lines(text.as_bytes()) else { return Ok(()) };
+            let again: String = lines.iter().map(|line| written(&line.attrs)).collect();
+            let without_places = |lines: Vec<Line>| -> Vec<Vec<_>> {
+                lines.into_iter().map(|l| l.attrs.into_iter().map(|a| (a.key, a.value, a.secret)).collect()).collect()
+            };
+            let read = parse_lines(again.as_bytes());
+            prop_assert!(read.is_ok(), "{:?} of {:?}", read, again);
+            prop_assert_eq!(without_places(read.unwrap()), without_places(lines));
+        }
+    }
+
+    /// The line that these words came from, in its plainest form.
+    fn written(attrs: &[Attr]) -> String {
+        let word = |a: &Attr| {
+            let value = a.value.as_ref().map(|v| format!("={}", quote(v))).unwrap_or_default();
+            format!("{}{}{value} ", if a.secret { "!" } else { "" }, quote(&a.key))
+        };
+        attrs.iter().map(word).chain(["\n".to_owned()]).collect()
     }
 }

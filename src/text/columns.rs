@@ -1,5 +1,6 @@
 //! Aligned columns: a heading, then one line an object, so that awk and sort work.
 
+use super::one_line;
 use std::fmt::Write;
 
 /// A table in the making.
@@ -17,10 +18,12 @@ impl Table {
         table
     }
 
-    /// Adds a row. An empty cell becomes `-`, so that every row has as many words as the heading.
+    /// Adds a row. An empty or missing cell becomes `-`, so that every row has as many words as the heading (if no cell
+    /// has spaces: only the last may).
     pub fn row(&mut self, cells: impl IntoIterator<Item = String>) -> &mut Table {
-        let cells: Vec<String> =
-            cells.into_iter().map(|c| if c.is_empty() { "-".to_owned() } else { c }).take(self.widths.len()).collect();
+        let filled = |cell: String| if cell.is_empty() { "-".to_owned() } else { one_line(&cell).into_owned() };
+        let all = cells.into_iter().chain(std::iter::repeat_with(String::new));
+        let cells: Vec<String> = all.map(filled).take(self.widths.len()).collect();
         for (width, cell) in self.widths.iter_mut().zip(&cells) {
             *width = (*width).max(cell.chars().count());
         }
@@ -51,5 +54,7 @@ mod tests {
         let mut table = super::Table::new(&["id", "name", "state"]);
         table.row(["1", "web", "running"].map(str::to_owned)).row(["42", "", "stopped"].map(str::to_owned));
         assert_eq!(table.print(), "id  name  state\n1   web   running\n42  -     stopped\n");
+        table.row(["4\n2".to_owned()]).row(["a", "ä", "c", "d"].map(str::to_owned));
+        assert!(table.print().ends_with("\n4 2  -     -\na    ä     c\n"), "{}", table.print());
     }
 }

@@ -38,13 +38,18 @@ impl FromStr for Dial {
             Some(("unix", path)) if path.len() > UNIX_PATH_BYTES_MAX => {
                 Err(wrong(&format!("the path has {} bytes, and a socket's has at most 107", path.len())))
             }
-            Some(("unix", path)) if !path.is_empty() && !path.contains('\0') => Ok(Dial::Unix(path.into())),
-            Some(("unix", _)) => Err(wrong("there is no path")),
+            Some(("unix", "")) => Err(wrong("there is no path")),
+            Some(("unix", path)) if path.contains('\0') => Err(wrong("the path has a NUL byte")),
+            Some(("unix", path)) => Ok(Dial::Unix(path.into())),
             Some(("tcp", rest)) => {
                 let (host, port) = rest.split_once('!').unwrap_or((rest, "9fs"));
                 let port = match port {
                     "9fs" | "9pfs" => NINEP_PORT,
-                    number => number.parse().map_err(|_| wrong("the port is no number up to 65535"))?,
+                    // parse() would take "+564" too.
+                    number if number.bytes().all(|b| b.is_ascii_digit()) => {
+                        number.parse().map_err(|_| wrong("the port is no number up to 65535"))?
+                    }
+                    _ => return Err(wrong("the port is no number up to 65535")),
                 };
                 if host.is_empty() {
                     Err(wrong("there is no host"))
@@ -90,9 +95,20 @@ mod tests {
             assert_eq!(text.parse::<Dial>().unwrap().to_string(), text);
         }
         assert_eq!("tcp!alpha".parse::<Dial>().unwrap(), Dial::Tcp { host: "alpha".into(), port: 564 });
-        for wrong in
-            ["", "tcp", "tcp!", "tcp!h!70000", "udp!h!1", "unix!", "/run/sock", &format!("unix!/{}", "x".repeat(200))]
-        {
+        for wrong in [
+            "",
+            "tcp",
+            "tcp!",
+            "tcp!h!70000",
+            "tcp!h!+1",
+            "tcp!h!",
+            "tcp!h!1!2",
+            "udp!h!1",
+            "unix!/a\0b",
+            "unix!",
+            "/run/sock",
+            &format!("unix!/{}", "x".repeat(200)),
+        ] {
             assert!(wrong.parse::<Dial>().is_err(), "{wrong}");
         }
     }

@@ -61,5 +61,12 @@ mod tests {
         fn exact(ms: u64) {
             prop_assert_eq!(parse(&print(ms)).unwrap(), ms);
         }
+
+        #[test]
+        fn any_text_is_taken_or_refused(text in "([0-9]{0,21}(d|h|m|s|ms|x|é)?){0,6}") {
+            if let Ok(ms) = parse(&text) {
+                prop_assert_eq!(parse(&print(ms)).unwrap(), ms);
+            }
+        }
     }
 }

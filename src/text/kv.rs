@@ -1,6 +1,7 @@
 //! `key value` lines: what `status` is made of.
 
-use std::fmt::{Display, Write};
+use super::one_line;
+use std::fmt::Display;
 
 /// A `key value` text in the making.
 #[derive(Debug, Clone, Default)]
@@ -12,17 +13,12 @@ impl KeyValues {
         KeyValues::default()
     }
 
-    /// Adds a line. A newline within the value becomes a space: one fact a line.
+    /// Adds a line. Newlines and other control characters within the value become spaces: one fact a line.
     #[must_use]
     pub fn line(mut self, key: &str, value: impl Display) -> KeyValues {
-        let start = self.0.len();
-        // Writing to a String never fails.
-        let _ = write!(self.0, "{key} {value}");
-        if self.0.get(start..).is_some_and(|added| added.contains('\n')) {
-            let line = self.0.split_off(start).replace('\n', " ");
-            self.0.push_str(&line);
-        }
-        self.0.push('\n');
+        let value = value.to_string();
+        let value = one_line(&value);
+        self.0.extend([key, if value.is_empty() { "" } else { " " }, &value, "\n"]);
         self
     }
 
@@ -45,8 +41,12 @@ impl KeyValues {
 mod tests {
     #[test]
     fn one_fact_a_line() {
-        let text =
-            super::KeyValues::new().line("state", "running").maybe("ip", None::<u8>).line("error", "a\nb").print();
-        assert_eq!(text, "state running\nerror a b\n");
+        let text = super::KeyValues::new()
+            .line("state", "running")
+            .maybe("ip", None::<u8>)
+            .line("error", "a\nb\x1b[2J")
+            .line("note", "")
+            .print();
+        assert_eq!(text, "state running\nerror a b [2J\nnote\n");
     }
 }

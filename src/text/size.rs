@@ -18,8 +18,8 @@ pub fn parse(text: &str) -> Result<u64, Refusal> {
     if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
         return Err(wrong());
     }
-    let count: u64 = digits.parse().map_err(|_| wrong())?;
-    count.checked_mul(1 << shift.unwrap_or(0)).ok_or_else(wrong)
+    let count = digits.parse().ok().and_then(|count: u64| count.checked_mul(1 << shift.unwrap_or(0)));
+    count.ok_or_else(|| Refusal::invalid(format!("invalid size '{}': no size is 16E or more", shown(text))))
 }
 
 /// The shortest exact text: the largest suffix that divides the bytes.
@@ -41,8 +41,11 @@ mod tests {
         assert_eq!(parse("512M").unwrap(), 512 << 20);
         assert_eq!(parse("1e").unwrap(), 1 << 60);
         assert_eq!(parse("7").unwrap(), 7);
-        for wrong in ["", "M", "-1M", "1MB", "1.5G", "16E", "99999999999999999999", "１M", "0x10"] {
+        for wrong in ["", "M", "-1M", "1MB", "1.5G", "１M", "0x10", "+1", "1 M", "é"] {
             assert!(parse(wrong).is_err(), "{wrong}");
+        }
+        for large in ["16E", "99999999999999999999"] {
+            assert!(parse(large).unwrap_err().sentence.ends_with("no size is 16E or more"), "{large}");
         }
         assert_eq!(print(1536 << 20), "1536M");
         assert_eq!(print(0), "0");
@@ -52,6 +55,13 @@ mod tests {
         #[test]
         fn exact(bytes: u64) {
             prop_assert_eq!(parse(&print(bytes)).unwrap(), bytes);
+        }
+
+        #[test]
+        fn any_text_is_taken_or_refused(text in "[0-9]{0,21}[KMGTPEkmg. é\\PC]?") {
+            if let Ok(bytes) = parse(&text) {
+                prop_assert_eq!(parse(&print(bytes)).unwrap(), bytes);
+            }
         }
     }
 }

@@ -73,8 +73,6 @@ id!(
 pub const DEFAULT_POOL: &str = "default";
 /// Its network.
 pub const DEFAULT_NETWORK: &str = "10.42.0.0/16";
-/// Names that no VM may have: the files of its directory.
-pub const RESERVED_NAMES: &[&str] = &["ctl", "events", "json", "list", "new", "status"];
 /// The format of [`State::encode`], its first byte.
 const FORMAT: u8 = 1;
 

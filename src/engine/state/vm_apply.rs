@@ -5,8 +5,8 @@ use super::event::HISTORY_MAX;
 use super::placement::place;
 use super::vm::Step;
 use super::{
-    Actual, By, Command, Conditions, Desired, NodeId, Operation, RESERVED_NAMES, Reply, State, Subject, Vm, VmId,
-    VmReport, VmSpec, VmVerb, What,
+    Actual, By, Command, Conditions, Desired, NodeId, Operation, Reply, State, Subject, Vm, VmId, VmReport, VmSpec,
+    VmVerb, What,
 };
 use crate::text::{Refusal, name};
 use std::sync::Arc;
@@ -62,9 +62,6 @@ impl Work<'_> {
     fn vm_name(&self, called: Option<&str>, for_vm: Option<VmId>) -> Result<(), Refusal> {
         let Some(called) = called else { return Ok(()) };
         name::check(called)?;
-        if RESERVED_NAMES.contains(&called) {
-            return Err(Refusal::invalid(format!("invalid name '{called}': a file of /vms is called so")));
-        }
         match self.state.vm_names.get(called) {
             Some(id) if Some(*id) != for_vm => {
                 Err(Refusal::exists(format!("the name '{called}' exists already: vms/{id} has it")))
