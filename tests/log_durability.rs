@@ -13,6 +13,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What the child is to do: `MODE FOLDER`.
 const ORDER: &str = "BLIXARD_DURABILITY_CHILD";
@@ -28,6 +29,8 @@ async fn engine(folder: &Path, accept_loss: bool) -> Result<(Engine, DataFolder)
     let options = Options {
         audit: Some(data.path().join("audit")),
         snapshot_every_records: SNAPSHOT_EVERY,
+        // Longer than any machine is busy with other tests.
+        submit_patience: Duration::from_secs(60),
         ..Options::default()
     };
     let clock = Arc::new(HybridClock::system());

@@ -3,9 +3,13 @@
 //! One fixed-size record, overwritten in place before anything is acknowledged: that survives the process's death. It is
 //! brought to the disk by a task of its own, at most [`SYNC_PAUSE`] later: after a power cut the mark may be that old, which can
 //! only make it notice less, never accuse falsely.
+//!
+//! The same task brings hiqlite's own snapshots to the disk, which hiqlite does not: it cuts its log behind them.
 
 use crate::engine::log::LogError;
 use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -49,7 +53,8 @@ impl MarkFile {
             write(&file, 0, [0; 32]).and_then(|()| file.sync_all()).map_err(|error| failed(&path, &error))?;
         }
         let changed = Arc::new(Notify::new());
-        let syncing = AbortOnDropHandle::new(tokio::spawn(sync(file.clone(), changed.clone())));
+        let snapshots = folder.join("state_machine").join("snapshots");
+        let syncing = AbortOnDropHandle::new(tokio::spawn(sync(file.clone(), snapshots, changed.clone())));
         Ok(MarkFile { file, at_open, changed, _syncing: syncing })
     }
 
@@ -106,19 +111,43 @@ fn write(file: &File, seq: u64, chain: [u8; 32]) -> std::io::Result<()> {
     file.write_all_at(&bytes, 0)
 }
 
-/// Brings marks to the disk, many at once.
-async fn sync(file: Arc<File>, changed: Arc<Notify>) {
+/// Brings marks to the disk, many at once, and new snapshots of the store.
+async fn sync(file: Arc<File>, snapshots: PathBuf, changed: Arc<Notify>) {
+    let mut synced = BTreeSet::new();
     loop {
         changed.notified().await;
         // Marks come by the thousand a second; the disk gets one of them each second.
         tokio::time::sleep(SYNC_PAUSE).await;
-        let file = file.clone();
-        match tokio::task::spawn_blocking(move || file.sync_data()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "the log's mark did not reach the disk"),
+        let (file, snapshots, before) = (file.clone(), snapshots.clone(), std::mem::take(&mut synced));
+        let syncing = move || file.sync_data().and_then(|()| sync_new(&snapshots, &before));
+        match tokio::task::spawn_blocking(syncing).await {
+            Ok(Ok(now)) => synced = now,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the log's mark or a snapshot of its store did not reach the disk")
+            }
             Err(_runtime_ends) => return,
         }
     }
+}
+
+/// Brings the files of a folder to the disk that were not there `before`; gives all that are there now.
+fn sync_new(folder: &Path, before: &BTreeSet<OsString>) -> std::io::Result<BTreeSet<OsString>> {
+    let mut now = BTreeSet::new();
+    for entry in std::fs::read_dir(folder)? {
+        now.insert(entry?.file_name());
+    }
+    for name in now.difference(before) {
+        match File::open(folder.join(name)) {
+            Ok(file) => file.sync_all()?,
+            // Superseded in this moment.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    if !now.is_subset(before) {
+        File::open(folder)?.sync_all()?;
+    }
+    Ok(now)
 }
 
 /// Keeps the old mark beside the new one, for whoever wants to know what was lost.

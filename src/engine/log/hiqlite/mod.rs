@@ -45,7 +45,8 @@ const SILENT_APPENDS_MAX: u32 = 3;
 pub enum Durability {
     /// When it is on the disk: what is acknowledged survives a power cut.
     Immediate,
-    /// When the kernel has it; on the disk so many milliseconds later. A power cut loses what was acknowledged since.
+    /// When the kernel has it; on the disk so many milliseconds later. A power cut loses what was acknowledged since; the
+    /// next start notices, and asks for [`OpenOptions::accept_loss`].
     Interval(u64),
 }
 
@@ -130,6 +131,14 @@ impl HiqliteLog {
 
     fn damaged(&self, what: String) -> LogError {
         LogError::Damaged { path: self.path(), what, advice: ADVICE.to_owned() }
+    }
+
+    /// Says where.
+    fn located(&self, error: LogError) -> LogError {
+        match error {
+            LogError::Damaged { what, advice, .. } => LogError::Damaged { path: self.path(), what, advice },
+            failed => failed,
+        }
     }
 
     fn check_space(&self) -> Result<(), AppendError> {
@@ -249,11 +258,12 @@ impl Log for HiqliteLog {
     }
 
     async fn read(&self, after: u64, max: usize) -> Result<Vec<Record>, LogError> {
-        rows::records(&self.client, after, max).await?.map_err(|what| self.damaged(what))
+        let records = rows::records(&self.client, after, max).await.map_err(|error| self.located(error))?;
+        records.map_err(|what| self.damaged(what))
     }
 
     async fn snapshot(&self) -> Result<Option<Snapshot>, LogError> {
-        snapshots::newest(&self.client).await
+        snapshots::newest(&self.client).await.map_err(|error| self.located(error))
     }
 
     async fn save_snapshot(&self, snapshot: Snapshot) -> Result<(), AppendError> {
