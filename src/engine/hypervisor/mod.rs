@@ -3,6 +3,12 @@
 //! One implementation a file or folder: `qemu/`, `simulated.rs`. Knows nothing of the state machine:
 //! it is handed a [`Machine`] and gives an [`Instance`].
 
+pub mod qemu;
+pub mod simulated;
+
+pub use qemu::Qemu;
+pub use simulated::Simulated;
+
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
@@ -65,6 +71,9 @@ pub struct Record {
     pub boot_id: String,
 }
 
+/// So much of a machine's console output is kept, in bytes: a few thousand lines.
+pub const CONSOLE_LOG_BYTES_MAX: u64 = 1 << 20;
+
 /// What the guest or its machine is doing, as the hypervisor sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Running {
@@ -112,22 +121,25 @@ pub struct Capabilities {
     pub memory_bytes: u64,
 }
 
+/// Writes down which process a launch has made.
+pub type Spawned<'a> = &'a (dyn for<'r> Fn(&'r Record) -> std::io::Result<()> + Send + Sync + 'a);
+
 /// Launches machines and takes running ones back.
 #[async_trait]
 pub trait Hypervisor: Send + Sync + 'static {
     /// `qemu` or `simulated`.
     fn name(&self) -> &'static str;
 
+    /// The past console output of the machine with this run folder, oldest first, at most [`CONSOLE_LOG_BYTES_MAX`] of it.
+    /// Empty if it never ran.
+    fn console_log(&self, run_dir: &std::path::Path) -> std::io::Result<Vec<u8>>;
+
     /// Finds out what works here. Bounded in time; may be called again.
     async fn probe(&self) -> Capabilities;
 
     /// Starts the machine's process and waits until its control socket answers. On an error nothing is left behind.
     /// `spawned` is called as soon as there is a process, before anything else: it writes the record down.
-    async fn launch(
-        &self,
-        machine: &Machine,
-        spawned: &(dyn Fn(&Record) -> std::io::Result<()> + Send + Sync),
-    ) -> Result<Arc<dyn Instance>, HypervisorError>;
+    async fn launch(&self, machine: &Machine, spawned: Spawned<'_>) -> Result<Arc<dyn Instance>, HypervisorError>;
 
     /// Takes back a machine that a former life of this daemon started. `record` is None if that life ended between
     /// the spawn and the writing down: then the process is found by what is in `run_dir`.
@@ -162,8 +174,6 @@ pub trait Instance: Send + Sync + 'static {
     async fn guest_run(&self, command: &str, deadline: Duration) -> Result<(i32, Vec<u8>), HypervisorError>;
     /// The serial console, live: bytes as they come, from now on, and what is written goes to the guest.
     async fn console(&self) -> Result<Console, HypervisorError>;
-    /// Where the console's past output is kept: files in order, oldest first, bounded in total size.
-    fn console_log(&self) -> Vec<PathBuf>;
 }
 
 /// An open console: both ends are bounded; a reader that is too slow loses the oldest output.

@@ -1,0 +1,156 @@
+//! One running machine.
+
+use super::channel::Channel;
+use super::console::ConsoleLine;
+use super::launch::complaint;
+use super::monitor::{Event, Monitor};
+use crate::engine::host::process::Process;
+use crate::engine::hypervisor::{Console, Exit, HypervisorError, Instance, Record, Running};
+use async_trait::async_trait;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::sync::{broadcast, watch};
+use tokio_util::task::AbortOnDropHandle;
+
+/// How long the guest's agent may take to say that it powers off; then the power button has to do.
+const POWER_OFF_WITHIN: Duration = Duration::from_secs(2);
+
+/// A process, its three connections, and who watches for its end.
+#[derive(Debug)]
+pub(super) struct QemuInstance {
+    record: Record,
+    process: Arc<Process>,
+    monitor: Arc<Monitor>,
+    console: ConsoleLine,
+    channel: Channel,
+    killed: Arc<AtomicBool>,
+    exit: watch::Receiver<Option<Exit>>,
+    _watcher: AbortOnDropHandle<()>,
+}
+
+impl QemuInstance {
+    pub(super) async fn new(
+        record: Record,
+        run_dir: PathBuf,
+        process: Process,
+        monitor: Monitor,
+        console: ConsoleLine,
+        channel: Channel,
+    ) -> Result<QemuInstance, HypervisorError> {
+        // Listening before asking: an end between the two is seen by one of them.
+        let events = monitor.events();
+        let off = status(&monitor).await? == "shutdown";
+        let (process, monitor, killed) = (Arc::new(process), Arc::new(monitor), Arc::new(AtomicBool::new(false)));
+        let (ended, exit) = watch::channel(None);
+        let watching = watch_end(process.clone(), monitor.clone(), events, off, killed.clone(), run_dir);
+        let watcher = tokio::spawn(async move {
+            let exit = watching.await;
+            ended.send_replace(Some(exit));
+        });
+        let _watcher = AbortOnDropHandle::new(watcher);
+        Ok(QemuInstance { record, process, monitor, console, channel, killed, exit, _watcher })
+    }
+}
+
+/// QEMU's word for what the machine is doing.
+async fn status(monitor: &Monitor) -> Result<String, HypervisorError> {
+    let said = monitor.execute("query-status").await?;
+    Ok(said.get("status").and_then(serde_json::Value::as_str).unwrap_or_default().to_owned())
+}
+
+/// Until the process is gone. A guest that went off leaves its process to us: it has done its work.
+async fn watch_end(
+    process: Arc<Process>,
+    monitor: Arc<Monitor>,
+    mut events: broadcast::Receiver<Event>,
+    mut off: bool,
+    killed: Arc<AtomicBool>,
+    run_dir: PathBuf,
+) -> Exit {
+    while !off {
+        tokio::select! {
+            () = process.ended() => break,
+            event = events.recv() => match event {
+                Ok(Event::GuestShutdown) => off = true,
+                Ok(Event::GuestReset) => tracing::info!(run_dir = %run_dir.display(), "the guest has reset itself"),
+                // Lost events: ask. A closed monitor: the process is ending.
+                Err(broadcast::error::RecvError::Lagged(_)) => off = status(&monitor).await.is_ok_and(|s| s == "shutdown"),
+                Err(broadcast::error::RecvError::Closed) => {
+                    process.ended().await;
+                    break;
+                }
+            },
+        }
+    }
+    if off && monitor.execute("quit").await.is_err() {
+        // It may be gone already, or hang; either way it has to go.
+        let _ = process.kill();
+    }
+    process.ended().await;
+    if off {
+        Exit::PoweredOff
+    } else if killed.load(Ordering::Relaxed) {
+        Exit::Killed
+    } else {
+        let said = complaint("qemu", &run_dir);
+        Exit::Crashed(format!("QEMU (process {}) ended by itself or was killed from outside: {said}", process.pid()))
+    }
+}
+
+#[async_trait]
+impl Instance for QemuInstance {
+    fn record(&self) -> Record {
+        self.record.clone()
+    }
+
+    async fn running(&self) -> Result<Running, HypervisorError> {
+        match status(&self.monitor).await?.as_str() {
+            "running" => Ok(Running::Running),
+            "shutdown" => Err(HypervisorError::Gone),
+            _ => Ok(Running::Paused),
+        }
+    }
+
+    async fn pause(&self) -> Result<(), HypervisorError> {
+        self.monitor.execute("stop").await.map(drop)
+    }
+
+    async fn resume(&self) -> Result<(), HypervisorError> {
+        self.monitor.execute("cont").await.map(drop)
+    }
+
+    async fn power_down(&self) -> Result<(), HypervisorError> {
+        // A stopped CPU hears neither.
+        self.resume().await?;
+        if self.channel.is_ready() && self.channel.power_off(POWER_OFF_WITHIN).await.is_ok() {
+            return Ok(());
+        }
+        self.monitor.execute("system_powerdown").await.map(drop)
+    }
+
+    async fn kill(&self) -> Result<(), HypervisorError> {
+        self.killed.store(true, Ordering::Relaxed);
+        self.process.kill().map_err(|e| HypervisorError::Transient(format!("process {}: {e}", self.record.pid)))
+    }
+
+    async fn exited(&self) -> Exit {
+        let mut exit = self.exit.clone();
+        let told = exit.wait_for(Option::is_some).await.ok().and_then(|exit| exit.clone());
+        // The watcher lives as long as we do.
+        told.unwrap_or_else(|| Exit::Crashed("nobody watched its end".to_owned()))
+    }
+
+    async fn guest_ready(&self) -> Result<(), HypervisorError> {
+        self.channel.ready().await
+    }
+
+    async fn guest_run(&self, command: &str, deadline: Duration) -> Result<(i32, Vec<u8>), HypervisorError> {
+        self.channel.run(command, deadline).await
+    }
+
+    async fn console(&self) -> Result<Console, HypervisorError> {
+        self.console.open()
+    }
+}

@@ -1,0 +1,243 @@
+//! Machines that are not there: the same behaviour without processes, for tests, for trying things out, and for large numbers.
+//!
+//! Everything is in the handle: an agent that is started anew with the same handle finds its machines again, as it would find
+//! processes. What is to go wrong is said beforehand, with [`Simulated::fail_launch`] and its like.
+
+use super::{Capabilities, Console, Exit, Hypervisor, HypervisorError, Instance, Machine, Record, Running, Spawned};
+use async_trait::async_trait;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{broadcast, mpsc, watch};
+
+/// Memory that the simulated host offers, in bytes: room for a hundred thousand machines.
+const MEMORY_BYTES: u64 = 1 << 50;
+
+/// How a machine behaves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Behaviour {
+    /// From launch to the guest's first answer.
+    pub boot: Duration,
+    /// It never answers, and ignores the power button.
+    pub hangs: bool,
+}
+
+#[derive(Debug)]
+struct Shared {
+    machines: BTreeMap<PathBuf, Arc<Simulation>>,
+    behaviour: Behaviour,
+    refusals: Vec<HypervisorError>,
+    last_pid: u32,
+    launches: u64,
+}
+
+/// A hypervisor whose machines are simulated. A clone is the same one.
+#[derive(Debug, Clone)]
+pub struct Simulated(Arc<Mutex<Shared>>);
+
+/// One simulated machine.
+#[derive(Debug)]
+struct Simulation {
+    record: Record,
+    behaviour: Behaviour,
+    state: watch::Sender<(Option<Exit>, bool)>,
+    launched: tokio::time::Instant,
+}
+
+impl Default for Simulated {
+    fn default() -> Simulated {
+        Simulated::new(Behaviour::default())
+    }
+}
+
+impl Simulated {
+    /// Machines that behave like this.
+    pub fn new(behaviour: Behaviour) -> Simulated {
+        Simulated(Arc::new(Mutex::new(Shared {
+            machines: BTreeMap::new(),
+            behaviour,
+            refusals: Vec::new(),
+            last_pid: 0,
+            launches: 0,
+        })))
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Machines launched from now on behave like this.
+    pub fn behave(&self, behaviour: Behaviour) {
+        self.shared().behaviour = behaviour;
+    }
+
+    /// The next launch fails like this; said twice, the next two.
+    pub fn fail_launch(&self, error: HypervisorError) {
+        self.shared().refusals.push(error);
+    }
+
+    /// The machine with this run folder ends so, by itself. False: there is none.
+    pub fn end(&self, run_dir: &Path, exit: Exit) -> bool {
+        let found = self.shared().machines.remove(run_dir);
+        found.as_ref().is_some_and(|m| m.end(exit))
+    }
+
+    /// The run folders of the machines that are there.
+    pub fn machines(&self) -> Vec<PathBuf> {
+        self.shared().machines.keys().cloned().collect()
+    }
+
+    /// How many launches have succeeded.
+    pub fn launches(&self) -> u64 {
+        self.shared().launches
+    }
+}
+
+impl Simulation {
+    fn end(&self, exit: Exit) -> bool {
+        self.state.send_if_modified(|(ended, _)| {
+            let first = ended.is_none();
+            ended.get_or_insert(exit);
+            first
+        })
+    }
+}
+
+#[async_trait]
+impl Hypervisor for Simulated {
+    fn name(&self) -> &'static str {
+        "simulated"
+    }
+
+    fn console_log(&self, run_dir: &Path) -> std::io::Result<Vec<u8>> {
+        let there = self.shared().machines.contains_key(run_dir);
+        Ok(if there { b"simulated: there is no guest\n".to_vec() } else { Vec::new() })
+    }
+
+    async fn probe(&self) -> Capabilities {
+        Capabilities {
+            version: "simulated".to_owned(),
+            accelerator: "simulated".to_owned(),
+            warnings: vec!["machines are simulated: there are no guests".to_owned()],
+            memory_bytes: MEMORY_BYTES,
+        }
+    }
+
+    async fn launch(&self, machine: &Machine, spawned: Spawned<'_>) -> Result<Arc<dyn Instance>, HypervisorError> {
+        let simulation = {
+            let mut shared = self.shared();
+            if !shared.refusals.is_empty() {
+                return Err(shared.refusals.remove(0));
+            }
+            shared.last_pid += 1;
+            let record = Record {
+                pid: shared.last_pid,
+                start_ticks: u64::from(shared.last_pid),
+                boot_id: "simulated".to_owned(),
+            };
+            Arc::new(Simulation {
+                record,
+                behaviour: shared.behaviour,
+                state: watch::channel((None, false)).0,
+                launched: tokio::time::Instant::now(),
+            })
+        };
+        spawned(&simulation.record)
+            .map_err(|e| HypervisorError::Transient(format!("the record can't be written: {e}")))?;
+        let mut shared = self.shared();
+        shared.machines.insert(machine.run_dir.clone(), simulation.clone());
+        shared.launches += 1;
+        Ok(Arc::new(Handle { simulation, run_dir: machine.run_dir.clone(), hypervisor: self.clone() }))
+    }
+
+    async fn adopt(&self, machine: &Machine, _record: Option<&Record>) -> Result<Arc<dyn Instance>, HypervisorError> {
+        let simulation = self.shared().machines.get(&machine.run_dir).cloned().ok_or(HypervisorError::Gone)?;
+        Ok(Arc::new(Handle { simulation, run_dir: machine.run_dir.clone(), hypervisor: self.clone() }))
+    }
+
+    async fn orphans(&self, vms_dir: &Path, known: &[PathBuf]) -> Vec<(Record, PathBuf)> {
+        let shared = self.shared();
+        let unknown = shared.machines.iter().filter(|(dir, _)| dir.starts_with(vms_dir) && !known.contains(dir));
+        unknown.map(|(dir, m)| (m.record.clone(), dir.clone())).collect()
+    }
+}
+
+/// A machine as its agent holds it.
+struct Handle {
+    simulation: Arc<Simulation>,
+    run_dir: PathBuf,
+    hypervisor: Simulated,
+}
+
+impl Handle {
+    fn there(&self) -> Result<(), HypervisorError> {
+        if self.simulation.state.borrow().0.is_some() { Err(HypervisorError::Gone) } else { Ok(()) }
+    }
+
+    fn set_paused(&self, paused: bool) -> Result<(), HypervisorError> {
+        self.there()?;
+        self.simulation.state.send_modify(|(_, is)| *is = paused);
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Instance for Handle {
+    fn record(&self) -> Record {
+        self.simulation.record.clone()
+    }
+
+    async fn running(&self) -> Result<Running, HypervisorError> {
+        self.there()?;
+        Ok(if self.simulation.state.borrow().1 { Running::Paused } else { Running::Running })
+    }
+
+    async fn pause(&self) -> Result<(), HypervisorError> {
+        self.set_paused(true)
+    }
+
+    async fn resume(&self) -> Result<(), HypervisorError> {
+        self.set_paused(false)
+    }
+
+    async fn power_down(&self) -> Result<(), HypervisorError> {
+        self.there()?;
+        if !self.simulation.behaviour.hangs {
+            self.hypervisor.end(&self.run_dir, Exit::PoweredOff);
+        }
+        Ok(())
+    }
+
+    async fn kill(&self) -> Result<(), HypervisorError> {
+        self.hypervisor.end(&self.run_dir, Exit::Killed);
+        Ok(())
+    }
+
+    async fn exited(&self) -> Exit {
+        let mut state = self.simulation.state.subscribe();
+        let told = state.wait_for(|(exit, _)| exit.is_some()).await.ok().and_then(|state| state.0.clone());
+        told.unwrap_or(Exit::Killed)
+    }
+
+    async fn guest_ready(&self) -> Result<(), HypervisorError> {
+        if self.simulation.behaviour.hangs {
+            self.exited().await;
+            return Err(HypervisorError::Gone);
+        }
+        tokio::select! {
+            () = tokio::time::sleep_until(self.simulation.launched + self.simulation.behaviour.boot) => Ok(()),
+            _ = self.exited() => Err(HypervisorError::Gone),
+        }
+    }
+
+    async fn guest_run(&self, _command: &str, _deadline: Duration) -> Result<(i32, Vec<u8>), HypervisorError> {
+        Err(HypervisorError::Permanent("a simulated machine has no guest that could run anything".to_owned()))
+    }
+
+    async fn console(&self) -> Result<Console, HypervisorError> {
+        self.there()?;
+        let (output, input) = (broadcast::channel(1), mpsc::channel(1));
+        Ok(Console { output: output.1, input: input.0 })
+    }
+}
