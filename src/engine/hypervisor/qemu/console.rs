@@ -15,8 +15,9 @@ use tokio::net::UnixStream;
 use tokio::sync::{broadcast, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 
-/// Pieces of output that a slow reader may be behind: at most [`PIECE_BYTES_MAX`] each.
-const PIECES_MAX: usize = 256;
+/// Pieces of output that a slow reader may be behind. A serial port's are a few bytes each, so these are some dozen KiB; at the
+/// very most [`PIECE_BYTES_MAX`] each.
+const PIECES_MAX: usize = 4096;
 /// A piece of output, in bytes.
 const PIECE_BYTES_MAX: usize = 4096;
 /// Pieces typed and not yet taken by the guest.
