@@ -1,10 +1,13 @@
 //! The hybrid logical clock (Kulkarni et al., "Logical Physical Clocks", 2014).
 //!
-//! A stamp is 64 bits: 48 of milliseconds (`l`) and 16 of counter (`c`). Each stamp is greater than all before it and than all that
-//! were observed. A physical clock that steps back doesn't matter: `l` stays and `c` counts on, carrying into `l` when it is full.
+//! A stamp is 64 bits: 48 of milliseconds (`l`) and 16 of counter (`c`). Each stamp is greater than all before it and
+//! than all that were observed. A physical clock that steps back doesn't matter: `l` stays and `c` counts on; when `c` is
+//! full it carries into `l`, as 65,536 stamps within a millisecond are no reason to refuse one.
 //!
-//! Bounds: `l` is never more than the drift limit ahead of the newest physical time that this clock has read (or of what its own
-//! log holds, see [`HybridClock::resume`]). There is no fallback value: a physical clock that can't be read is an error.
+//! Bounds: `l` is never more than the drift limit ahead of the newest physical time that this clock has read (or of what
+//! its own log holds, see [`HybridClock::resume`]), the carry included: with the usual limit that is 32 million stamps
+//! while the physical clock stands still; then it is an error until it goes on. There is no fallback value: a physical
+//! clock that can't be read is an error.
 
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -57,9 +60,7 @@ pub enum ClockError {
         limit_ms: u64,
     },
     /// More stamps were drawn than the limit allows while the physical clock stood still.
-    #[error(
-        "the clock of this machine stands still or was set back, and the stamps have run {limit_ms} ms ahead: set it right"
-    )]
+    #[error("the clock of this machine stands still or was set back, and stamps ran {limit_ms} ms ahead: set it right")]
     RunAhead {
         /// The limit.
         limit_ms: u64,
@@ -131,9 +132,13 @@ impl HybridClock {
     /// The physical clock can't be read, is absurd, or stands still while stamps run ahead of it.
     pub fn now(&self) -> Result<HybridTime, ClockError> {
         let physical = HybridTime::from_millis(self.read()?).0;
-        let newest_ms = self.physical_max_ms.load(Ordering::Relaxed);
-        let limit = HybridTime::from_millis(newest_ms.saturating_add(self.drift_max_ms)).0 | 0xffff;
-        let next = |last: u64| Some(last.checked_add(1)?.max(physical)).filter(|n| *n <= limit);
+        let next = |last: u64| {
+            // Looked at after `last` was: who moved `last` had noted the physical time that allowed it before (the
+            // release and acquire of `last` order it), so a thread that was held up here is not refused for its delay.
+            let newest_ms = self.physical_max_ms.load(Ordering::Relaxed);
+            let limit = HybridTime::from_millis(newest_ms.saturating_add(self.drift_max_ms)).0 | 0xffff;
+            Some(last.checked_add(1)?.max(physical)).filter(|next| *next <= limit)
+        };
         match self.last.fetch_update(Ordering::AcqRel, Ordering::Acquire, next) {
             Ok(last) => Ok(HybridTime(last.saturating_add(1).max(physical))),
             Err(_) => Err(ClockError::RunAhead { limit_ms: self.drift_max_ms }),
@@ -199,7 +204,7 @@ mod tests {
 
     #[test]
     fn a_full_counter_carries_and_the_carry_is_bounded() {
-        let (clock, _) = clock(7);
+        let (clock, physical) = clock(7);
         let mut last = clock.now().unwrap();
         for _ in 0..=u64::from(u16::MAX) {
             let next = clock.now().unwrap();
@@ -210,6 +215,32 @@ mod tests {
         clock.resume(HybridTime((8 + 500) << 16 | 0xffff));
         clock.physical_max_ms.store(8, Ordering::Relaxed);
         assert_eq!(clock.now(), Err(ClockError::RunAhead { limit_ms: 500 }));
+        assert_eq!(clock.last(), HybridTime((8 + 500) << 16 | 0xffff), "a refused stamp leaves no trace");
+        physical.store(9, Ordering::Relaxed);
+        assert_eq!(clock.now(), Ok(HybridTime((9 + 500) << 16)), "the physical clock going on cures it");
+    }
+
+    #[test]
+    fn the_end_of_time_is_an_error() {
+        let (clock, _) = clock(MILLIS_MAX);
+        assert_eq!(clock.now(), Ok(HybridTime::from_millis(MILLIS_MAX)));
+        clock.resume(HybridTime(u64::MAX));
+        assert_eq!(clock.now(), Err(ClockError::RunAhead { limit_ms: 500 }));
+        assert!(clock.observe(HybridTime(u64::MAX)).is_ok());
+        assert_eq!(clock.last(), HybridTime(u64::MAX));
+    }
+
+    #[test]
+    fn the_physical_clock_steps_back_and_forward() {
+        let (clock, physical) = clock(10_000_000);
+        let first = clock.now().unwrap();
+        physical.store(1_000, Ordering::Relaxed);
+        assert_eq!(clock.now(), Ok(HybridTime(first.0 + 1)), "l stays, c counts on");
+        // What others say is measured by the clock as it is now.
+        let ahead = clock.observe(HybridTime::from_millis(10_000_000)).unwrap_err();
+        assert_eq!(ahead, ClockError::TooFarAhead { ahead_ms: 9_999_000, limit_ms: 500 });
+        physical.store(10_000_001, Ordering::Relaxed);
+        assert_eq!(clock.now(), Ok(HybridTime::from_millis(10_000_001)), "l is the physical time again");
     }
 
     #[test]

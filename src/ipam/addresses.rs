@@ -26,7 +26,7 @@ impl Addresses {
         (free <= last).then_some(free)
     }
 
-    /// Adds `start..=end`, none of which may be in the set... or all: adding twice changes nothing.
+    /// Adds `start..=end`; what of it is in the set already stays.
     pub(super) fn insert(&mut self, start: u128, end: u128) {
         let (mut start, mut end) = (start, end);
         // Swallow what overlaps or touches.
@@ -55,6 +55,11 @@ impl Addresses {
         }
     }
 
+    /// How many addresses.
+    pub(super) fn count(&self) -> u128 {
+        self.0.iter().fold(0, |sum: u128, (start, end)| sum.saturating_add((end - start).saturating_add(1)))
+    }
+
     /// How many intervals: what it costs.
     #[cfg(test)]
     pub(super) fn intervals(&self) -> usize {
@@ -68,14 +73,27 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
+    #[test]
+    fn the_ends_of_all_addresses() {
+        let mut set = Addresses::default();
+        set.insert(u128::MAX, u128::MAX);
+        set.insert(0, 0);
+        assert_eq!((set.lowest_free(0, 9), set.lowest_free(u128::MAX, u128::MAX)), (Some(1), None));
+        set.insert(1, u128::MAX - 1);
+        assert_eq!((set.lowest_free(0, u128::MAX), set.intervals(), set.count()), (None, 1, u128::MAX));
+        set.remove(u128::MAX);
+        set.remove(0);
+        assert_eq!((set.lowest_free(0, 9), set.lowest_free(1, u128::MAX)), (Some(0), Some(u128::MAX)));
+    }
+
     proptest! {
         #[test]
-        fn it_is_a_set(steps in proptest::collection::vec((any::<bool>(), 0_u128..64), 1..300)) {
+        fn it_is_a_set(steps in proptest::collection::vec((any::<bool>(), 0_u128..64, 0_u128..4), 1..300)) {
             let (mut set, mut model) = (Addresses::default(), BTreeSet::new());
-            for (add, at) in steps {
+            for (add, at, more) in steps {
                 if add {
-                    set.insert(at, at);
-                    model.insert(at);
+                    set.insert(at, at + more);
+                    model.extend(at..=at + more);
                 } else {
                     set.remove(at);
                     model.remove(&at);
@@ -84,6 +102,7 @@ mod tests {
                 prop_assert!((0..64).all(|a| set.contains(a) == model.contains(&a)));
                 let runs = model.iter().filter(|a| !model.contains(&(**a + 1))).count();
                 prop_assert_eq!(set.intervals(), runs, "merged");
+                prop_assert_eq!(set.count(), model.len() as u128);
             }
         }
     }

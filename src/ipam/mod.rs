@@ -1,7 +1,11 @@
 //! Pools of addresses and their leases: pure. No clock, no I/O; time comes in as an argument.
 //!
-//! Invariants: an address is leased at most once; a lease has one holder; what is reserved (and the gateway, and the network's own
-//! addresses) is never leased; memory is in proportion to leases, whatever the network's size.
+//! Invariants: an address is leased at most once; a lease has one holder; what is reserved (and the gateway, and the
+//! network's own addresses) is never leased; memory is in proportion to leases, whatever the network's size.
+//!
+//! A released address is in quarantine for [`QUARANTINE_MS`]: not given by itself even if nothing else is free, as its
+//! packets could reach the wrong guest. Who asks for it by name may have it: that is how a VM that is made anew
+//! keeps its address, and whoever does so knows whose it was.
 
 mod addresses;
 mod pool;
@@ -127,6 +131,7 @@ impl Ipam {
         if self.pools.len() >= POOLS_MAX {
             return Err(IpamError::TooMany);
         }
+        // Of two networks that overlap one holds the other.
         let overlapping = |pool: &&Pool| pool.network().contains(network.ip()) || network.contains(pool.network().ip());
         if let Some(other) = self.pools.values().find(overlapping) {
             return Err(IpamError::Overlap { network, other: other.network(), pool: other.name().to_owned() });
@@ -202,3 +207,6 @@ impl Ipam {
 fn until(millis: Option<u64>) -> String {
     millis.map(|ms| format!("; the next comes free in {}", duration::print(ms))).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

@@ -37,6 +37,22 @@ pub struct Pool {
     changed_seq: u64,
 }
 
+/// Networks that no guest's address is of.
+const SPECIAL: &[(IpAddr, u8, &str)] = &[
+    (IpAddr::V4(Ipv4Addr::new(0, 0, 0, 0)), 8, "this network, RFC 791"),
+    (IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)), 8, "loopback, RFC 1122"),
+    (IpAddr::V4(Ipv4Addr::new(224, 0, 0, 0)), 3, "multicast, broadcast and reserved, RFC 1112"),
+    (IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 0)), 8, "unspecified, loopback and mapped IPv4, RFC 4291"),
+    (IpAddr::V6(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0)), 8, "multicast, RFC 4291"),
+];
+
+/// The special network that this one overlaps with, and what it is.
+fn special(network: IpNetwork) -> Option<(IpNetwork, &'static str)> {
+    let networks = SPECIAL.iter().filter_map(|(ip, prefix, what)| Some((IpNetwork::new(*ip, *prefix).ok()?, *what)));
+    // Of two networks that overlap one holds the other.
+    networks.into_iter().find(|(special, _)| special.contains(network.network()) || network.contains(special.network()))
+}
+
 fn number(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(v4) => u128::from(v4.to_bits()),
@@ -58,8 +74,8 @@ impl Pool {
         if network.ip() != network.network() {
             return invalid(format!("invalid network {network}: the network's own address is {}", network.network()));
         }
-        if network.network().is_unspecified() || network.network().is_multicast() || network.network().is_loopback() {
-            return invalid(format!("invalid network {network}: guests can't have addresses of it"));
+        if let Some((special, what)) = special(network) {
+            return invalid(format!("invalid network {network}: guests can't have addresses of {special} ({what})"));
         }
         if reserved.len() > RESERVED_MAX {
             return invalid(format!(
@@ -82,21 +98,31 @@ impl Pool {
             changed_seq: seq,
         };
         let (first, last) = pool.usable();
-        for (from, to) in reserved {
-            if !network.contains(*from) || !network.contains(*to) || from > to {
-                return invalid(format!("invalid reserved range {from}-{to}: it is not within {network}"));
-            }
-            pool.used.insert(number(*from), number(*to));
+        if let Some((from, to)) = reserved.iter().find(|(f, t)| !network.contains(*f) || !network.contains(*t) || f > t)
+        {
+            return invalid(format!(
+                "invalid reserved range {from}-{to}: it is not within {network}, from low to high"
+            ));
         }
-        if gateway.is_some_and(|g| !network.contains(g) || number(g) < first || number(g) > last) {
-            return invalid(format!("invalid gateway: it is no usable address of {network}"));
+        if let Some(gateway) = gateway.filter(|g| !network.contains(*g) || !(first..=last).contains(&number(*g))) {
+            return invalid(format!("invalid gateway {gateway}: it is no address that a host of {network} may have"));
         }
         // A network of one address has no room for a router.
         pool.gateway = gateway.or_else(|| (first < last).then(|| pool.address(first)));
-        if let Some(gateway) = pool.gateway {
-            pool.used.insert(number(gateway), number(gateway));
-        }
+        pool.used = pool.never_leased();
         Ok(pool)
+    }
+
+    /// What is reserved, and the gateway.
+    fn never_leased(&self) -> Addresses {
+        let mut never = Addresses::default();
+        for (from, to) in &self.reserved {
+            never.insert(number(*from), number(*to));
+        }
+        if let Some(gateway) = self.gateway {
+            never.insert(number(gateway), number(gateway));
+        }
+        never
     }
 
     /// The first and the last address that a host may have.
@@ -249,6 +275,12 @@ impl Pool {
         self.changed_seq
     }
 
+    /// What the set of used addresses costs.
+    #[cfg(test)]
+    pub(super) fn used_intervals(&self) -> usize {
+        self.used.intervals()
+    }
+
     pub(super) fn check(&self) -> Result<(), String> {
         let wrong = |what: &str| Err(format!("pool {}: {what}", self.name));
         if self.leases.len() != self.holders.len() || self.quarantine.len() != self.quarantine_ends.len() {
@@ -263,139 +295,19 @@ impl Pool {
                 return wrong(&format!("the lease of {} is in no index", self.address(*at)));
             }
         }
-        if self.gateway.is_some_and(|g| self.leases.contains_key(&number(g))) {
-            return wrong("the gateway is leased");
+        for (at, end_ms) in &self.quarantine {
+            if !self.used.contains(*at) || !self.quarantine_ends.contains(&(*end_ms, *at)) {
+                return wrong(&format!("{} is in quarantine by halves", self.address(*at)));
+            }
         }
-        if self.quarantine.keys().any(|at| !self.used.contains(*at)) {
-            return wrong("an address in quarantine is free");
+        let never = self.never_leased();
+        if self.leases.keys().chain(self.quarantine.keys()).any(|at| never.contains(*at)) {
+            return wrong("what is reserved was leased");
+        }
+        // With what was looked at above: nothing is used that is not one of the three.
+        if self.used.count() != never.count() + self.leases.len() as u128 + self.quarantine.len() as u128 {
+            return wrong("an address is lost: neither free nor leased nor in quarantine nor reserved");
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::Ipam;
-    use super::*;
-    use proptest::prelude::*;
-    use std::collections::{BTreeMap, BTreeSet};
-
-    fn ipam(network: &str) -> Ipam {
-        let mut ipam = Ipam::default();
-        ipam.new_pool("p", network.parse().unwrap(), None, &[], HybridTime(0), 1).unwrap();
-        ipam
-    }
-
-    fn at(ms: u64) -> HybridTime {
-        HybridTime::from_millis(ms)
-    }
-
-    #[test]
-    fn the_lowest_free_address_that_was_not_just_released() {
-        let mut ipam = ipam("10.0.0.0/29");
-        let mut take = |holder, ms| ipam.allocate("p", holder, None, at(ms), 2).map(|a| a.to_string());
-        assert_eq!(take(1, 0).unwrap(), "10.0.0.2", "the first is the gateway's");
-        assert_eq!(take(2, 0).unwrap(), "10.0.0.3");
-        ipam.release_holder(1, at(1_000), 3);
-        let mut take = |holder, ms| ipam.allocate("p", holder, None, at(ms), 2).map(|a| a.to_string());
-        assert_eq!(take(3, 2_000).unwrap(), "10.0.0.4", "10.0.0.2 is in quarantine");
-        assert_eq!(take(4, 61_000).unwrap(), "10.0.0.2", "now it is not");
-        assert_eq!(take(5, 61_000).unwrap(), "10.0.0.5");
-        assert_eq!(take(6, 61_000).unwrap(), "10.0.0.6");
-        let full = take(7, 61_000).unwrap_err();
-        assert_eq!(full.to_string(), "the pool 'p' is exhausted: all 6 addresses are in use");
-        ipam.release_holder(6, at(62_000), 4);
-        let full = ipam.allocate("p", 7, None, at(63_000), 5).unwrap_err();
-        assert!(full.to_string().ends_with("; the next comes free in 59s"), "{full}");
-        assert_eq!(
-            ipam.allocate("p", 7, Some("10.0.0.6".parse().unwrap()), at(63_000), 5).unwrap().to_string(),
-            "10.0.0.6"
-        );
-        ipam.check().unwrap();
-    }
-
-    #[test]
-    fn wanted_addresses_that_cannot_be() {
-        let mut ipam = Ipam::default();
-        let reserved = [("10.0.0.8".parse().unwrap(), "10.0.0.15".parse().unwrap())];
-        ipam.new_pool("p", "10.0.0.0/24".parse().unwrap(), None, &reserved, at(0), 1).unwrap();
-        let mut want = |address: &str| ipam.allocate("p", 1, Some(address.parse().unwrap()), at(0), 2);
-        assert!(want("10.0.0.20").is_ok());
-        assert!(matches!(want("10.0.0.20"), Err(IpamError::Taken { holder: 1, .. })));
-        for wrong in ["10.0.0.0", "10.0.0.255", "10.0.0.1", "10.0.0.9", "10.0.1.1", "fd00::1"] {
-            assert!(matches!(want(wrong), Err(IpamError::NotForLease { .. })), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn pools_that_cannot_be() {
-        let mut ipam = ipam("10.0.0.0/16");
-        let mut make = |name: &str, network: &str, gateway: Option<&str>| {
-            ipam.new_pool(name, network.parse().unwrap(), gateway.map(|g| g.parse().unwrap()), &[], at(0), 1)
-        };
-        assert!(matches!(make("p", "10.9.0.0/16", None), Err(IpamError::PoolExists(_))));
-        assert!(matches!(make("q", "10.0.7.0/24", None), Err(IpamError::Overlap { .. })));
-        assert!(matches!(make("q", "10.0.0.0/8", None), Err(IpamError::Overlap { .. })));
-        for network in ["10.1.0.1/24", "127.0.0.0/8", "224.0.0.0/8", "0.0.0.0/8", "::1/128"] {
-            assert!(matches!(make("q", network, None), Err(IpamError::Invalid(_))), "{network}");
-        }
-        assert!(matches!(make("q", "10.1.0.0/24", Some("10.2.0.1")), Err(IpamError::Invalid(_))));
-        assert!(matches!(make("Q", "10.1.0.0/24", None), Err(IpamError::Invalid(_))));
-        assert!(make("q", "10.1.0.0/24", Some("10.1.0.254")).is_ok());
-        assert!(make("v6", "fd00::/64", None).is_ok());
-    }
-
-    #[test]
-    fn a_large_network_costs_no_more_than_its_leases() {
-        for network in ["10.0.0.0/16", "fd00::/64"] {
-            let mut ipam = ipam(network);
-            let empty = postcard::to_stdvec(&ipam).unwrap().len();
-            for holder in 0..10_000 {
-                ipam.allocate("p", holder, None, at(0), 2).unwrap();
-            }
-            let full = postcard::to_stdvec(&ipam).unwrap().len();
-            assert!(empty < 100, "{empty}");
-            assert!(full < 10_000 * 80, "{full}");
-            assert_eq!(ipam.pool("p").map(|p| p.used.intervals()), Some(1), "one run");
-            ipam.check().unwrap();
-        }
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(24))]
-        #[test]
-        fn no_address_twice(
-            network in prop_oneof![Just("10.0.0.0/16"), Just("10.0.0.0/24"), Just("10.0.0.0/30"), Just("fd00::/64"), Just("10.0.0.4/31")],
-            steps in proptest::collection::vec((0_u8..4, 0_u64..40, 0_u64..20_000), 1..1_000),
-        ) {
-            let mut ipam = ipam(network);
-            let (mut held, mut gone): (BTreeMap<IpAddr, u64>, BTreeMap<IpAddr, u64>) = Default::default();
-            let mut now = 0;
-            for (what, holder, ms) in steps {
-                now += ms;
-                gone.retain(|_, end| *end > now);
-                if what == 0 {
-                    let released: BTreeSet<_> = held.iter().filter(|(_, h)| **h == holder).map(|(a, _)| *a).collect();
-                    held.retain(|_, h| *h != holder);
-                    gone.extend(released.into_iter().map(|a| (a, now + QUARANTINE_MS)));
-                    ipam.release_holder(holder, at(now), 2);
-                } else {
-                    match ipam.allocate("p", holder, None, at(now), 2) {
-                        Ok(address) => {
-                            prop_assert!(!held.contains_key(&address) && !gone.contains_key(&address), "{} again", address);
-                            held.insert(address, holder);
-                        }
-                        Err(IpamError::Exhausted { size, .. }) => {
-                            let gateway = u128::from(ipam.pool("p").unwrap().gateway().is_some());
-                            prop_assert_eq!((held.len() + gone.len()) as u128 + gateway, size);
-                        }
-                        Err(other) => prop_assert!(false, "{}", other),
-                    }
-                }
-                let leased: BTreeMap<_, _> = ipam.pool("p").unwrap().leases().map(|(a, l)| (a, l.holder)).collect();
-                prop_assert_eq!(&leased, &held);
-            }
-            prop_assert_eq!(ipam.check(), Ok(()));
-        }
     }
 }
