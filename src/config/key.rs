@@ -89,7 +89,7 @@ pub(super) const KEYS: &[Key] = &[
         many: true,
         allowed: "a list of dial strings, as [\"unix!/run/blixard/sock\", \"tcp!127.0.0.1!564\"]",
         set: |config, texts| many(&mut config.listen, texts, dial),
-        get: |config| config.listen.iter().map(Dial::to_string).collect::<Vec<_>>().join(" "),
+        get: |config| config.listen.iter().map(Dial::to_string).collect::<Vec<_>>().join(","),
     },
     Key {
         name: "hypervisor",
@@ -210,8 +210,8 @@ fn node_name(text: &Text) -> Result<String, String> {
     name::check(&text.text).map(|()| text.text.clone()).map_err(|refusal| refusal.sentence)
 }
 
-/// A path, made absolute: in a variable or flag it may be relative to the working folder, in a file it may not, as nobody
-/// could say to what.
+/// A path, made absolute: in a variable or flag it may be relative to the working folder, in a file it may not, as
+/// nobody could say to what.
 fn folder(text: &Text) -> Result<PathBuf, String> {
     let shown = text.text.escape_debug();
     if text.text.is_empty() {
@@ -234,7 +234,8 @@ fn dial(text: &Text) -> Result<Dial, String> {
             match path.as_os_str().len() {
                 ..=UNIX_PATH_BYTES_MAX => Ok(Dial::Unix(path)),
                 bytes => Err(format!(
-                    "invalid dial string: the socket's whole path, {}, has {bytes} bytes, and {UNIX_PATH_BYTES_MAX} are the most",
+                    "invalid dial string: the socket's whole path, {}, has {bytes} bytes, and {UNIX_PATH_BYTES_MAX} are \
+                     the most",
                     path.display()
                 )),
             }
@@ -246,8 +247,8 @@ fn dial(text: &Text) -> Result<Dial, String> {
             }
             let name = if address.is_some() { "an address of this machine alone" } else { "known to be this machine" };
             Err(format!(
-                "invalid dial string '{}': '{}' is not {name}, and over TCP only loopback is served, because the kernel can't \
-                 say who asks from elsewhere; use tcp!127.0.0.1!{port}, and ssh -L from other machines",
+                "invalid dial string '{}': '{}' is not {name}, and over TCP only loopback is served, because the \
+                 kernel can't say who asks from elsewhere; use tcp!127.0.0.1!{port}, and ssh -L from other machines",
                 text.text.escape_debug(),
                 host.escape_debug()
             ))

@@ -1,7 +1,8 @@
 //! The configuration of a node: a TOML file, then the environment, then flags; what comes later wins.
 //!
-//! Each key is one row of the table in `key.rs`. All that is given is checked, also what is overridden, and every mistake
-//! is told at once, with its place, its key, what is wrong and what is allowed. Knows `text`, and the clock's usual limit.
+//! Each key is one row of the table in `key.rs`. All that is given is checked, also what is overridden, and every
+//! mistake is told at once, with its place, its key, what is wrong and what is allowed. Knows `text`, and the clock's
+//! usual limit.
 
 mod file;
 mod key;
@@ -204,7 +205,7 @@ impl Config {
     /// # Errors
     /// All that can't be; as an ordinary user it says which flags to give.
     pub fn check_places(&self) -> Result<(), Mistakes> {
-        Mistakes::none_of(places::check(self))
+        Mistakes::none_of(places::check(self, &|path, how| rustix::fs::access(path, how)))
     }
 
     /// What follows from other keys, and what must fit together.
@@ -225,21 +226,25 @@ impl Config {
                 mistakes.push(self.mistake("listen", format!("invalid dial string '{dial}': it is given twice")));
             }
         }
-        for (key, path) in self.own_paths().filter(|(_, path)| path.starts_with(&self.mount)) {
-            let (path, mount) = (path.display(), self.mount.display());
-            let what = format!("invalid folder {path}: it would be hidden by the tree on {mount} (mount)");
-            mistakes.push(self.mistake(key, what));
-        }
         if !self.listen.iter().any(|dial| matches!(dial, Dial::Unix(_))) {
             let socket = self.default_socket();
             if socket.as_os_str().len() > UNIX_PATH_BYTES_MAX {
                 let what = format!(
-                    "invalid socket {}: a socket's path has at most {UNIX_PATH_BYTES_MAX} bytes; give --listen unix!PATH with a shorter one",
+                    "invalid socket {}: a socket's path has at most {UNIX_PATH_BYTES_MAX} bytes; \
+                     give --listen unix!PATH with a shorter one",
                     socket.display()
                 );
                 mistakes.push(self.mistake("data", what));
             }
             self.listen.insert(0, Dial::Unix(socket));
+        }
+        // Of a data folder that is hidden the socket within is not told as well.
+        let data_hidden = self.data.starts_with(&self.mount);
+        let told = |key: &str, path: &Path| key != "listen" || !data_hidden || !path.starts_with(&self.data);
+        for (key, path) in self.own_paths().filter(|(key, path)| path.starts_with(&self.mount) && told(key, path)) {
+            let (path, mount) = (path.display(), self.mount.display());
+            let what = format!("invalid folder {path}: it would be hidden by the tree on {mount} (mount)");
+            mistakes.push(self.mistake(key, what));
         }
     }
 
@@ -280,7 +285,8 @@ impl Variables {
             match (key, value.to_str()) {
                 (None, _) if variable == FILE_VARIABLE => read.file = Some(value.into()),
                 (None, _) => {
-                    // Others may have variables of this prefix too (our own scripts do): only what is nearly a key is one.
+                    // Others may have variables of this prefix too, as our own scripts do: only what is nearly a
+                    // key's is a mistake.
                     if let Some(near) = key::nearest_variable(variable) {
                         wrong(&format!("invalid variable: there is none of this name; did you mean {near}?"));
                     }
@@ -310,7 +316,8 @@ fn flags(options: &Options) -> impl Iterator<Item = Given> {
     })
 }
 
-/// A machine's name as a node's: its first label, in lower case, `-` for what a name can't have, `node-` before a mere number.
+/// A machine's name as a node's: its first label, in lower case, `-` for what a name can't have, `node-` before a mere
+/// number.
 fn host_as_name(host: &str) -> Option<String> {
     let label = host.split('.').next().unwrap_or_default().to_lowercase();
     let letter = |c: char| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '-' };

@@ -2,12 +2,15 @@
 
 use super::{Config, Mistake, Source};
 use crate::text::Dial;
-use rustix::fs::{Access, access};
+use rustix::fs::Access;
 use rustix::io::Errno;
 use std::path::{Path, PathBuf};
 
-/// What can't be used, at most one mistake a key.
-pub(super) fn check(config: &Config) -> Vec<Mistake> {
+/// access(2), or what a test puts in its place.
+pub(super) type Accessible<'a> = &'a dyn Fn(&Path, Access) -> Result<(), Errno>;
+
+/// What can't be used.
+pub(super) fn check(config: &Config, access: Accessible<'_>) -> Vec<Mistake> {
     let mut mistakes = Vec::new();
     let mut note = |key: &str, result: Result<(), Unusable>| {
         if let Err(unusable) = result {
@@ -16,16 +19,15 @@ pub(super) fn check(config: &Config) -> Vec<Mistake> {
             mistakes.push(Mistake { key: key.to_owned(), what: format!("{unusable}{advice}"), source });
         }
     };
-    note("data", can_make(&config.data));
+    note("data", can_make(&config.data, access));
     // A mount point that is there is the mount's own business: a dead mount, or a bare folder of mode 0555.
     if access(&config.mount, Access::EXISTS) == Err(Errno::NOENT) {
-        note("mount", can_make(&config.mount));
+        note("mount", can_make(&config.mount, access));
     }
-    note("images", can_read(&config.images, config.source("images")));
+    note("images", can_read(&config.images, config.source("images"), access));
     for dial in &config.listen {
         if let Dial::Unix(path) = dial {
-            // The socket's folder need not be there before the data folder is, if it is that.
-            note("listen", path.parent().map_or(Ok(()), can_make));
+            note("listen", path.parent().map_or(Ok(()), |folder| can_make(folder, access)));
         }
     }
     mistakes
@@ -58,12 +60,12 @@ fn advice(unusable: &Unusable) -> &'static str {
 }
 
 /// A folder that is there and can be written, or can be made.
-fn can_make(path: &Path) -> Result<(), Unusable> {
+fn can_make(path: &Path, access: Accessible<'_>) -> Result<(), Unusable> {
     for within in path.ancestors() {
         match access(within, Access::EXISTS) {
-            Err(Errno::NOENT) => continue,
+            // Not there, or beneath a file: the folder above tells more.
+            Err(Errno::NOENT | Errno::NOTDIR) => continue,
             Err(Errno::ACCESS) => return Err(Unusable::Denied { path: path.to_owned(), what: "reached" }),
-            Err(Errno::NOTDIR) => continue,
             Err(errno) => return Err(Unusable::Other { path: path.to_owned(), errno }),
             Ok(()) => {}
         }
@@ -85,7 +87,7 @@ fn can_make(path: &Path) -> Result<(), Unusable> {
 }
 
 /// A folder that can be read. One that nobody named need not be there: a node may have no images.
-fn can_read(path: &Path, source: Source) -> Result<(), Unusable> {
+fn can_read(path: &Path, source: Source, access: Accessible<'_>) -> Result<(), Unusable> {
     match access(path, Access::READ_OK | Access::EXEC_OK) {
         Ok(()) if path.is_dir() => Ok(()),
         Ok(()) | Err(Errno::NOTDIR) => Err(Unusable::File { path: path.to_owned(), within: path.to_owned() }),

@@ -51,8 +51,9 @@ fn defaults() {
 
 #[test]
 fn all_keys_of_a_file() {
-    let text = "name = 'beta'\ndata = '/d'\nmount = '/m'\nlisten = ['tcp!127.0.0.1!0', 'unix!/s']\nhypervisor = 'simulated'\n\
-                images = '/i'\n[trace]\nlevel = 'warn,blixard::fs=debug'\njson = true\n[limits]\nmemory = '8G'\ncpus = 4\ndrift = '1s'\n";
+    let text = "name = 'beta'\ndata = '/d'\nmount = '/m'\nlisten = ['tcp!127.0.0.1!0', 'unix!/s']\n\
+                hypervisor = 'simulated'\nimages = '/i'\n[trace]\nlevel = 'warn,blixard::fs=debug'\njson = true\n\
+                [limits]\nmemory = '8G'\ncpus = 4\ndrift = '1s'\n";
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("b.toml");
     std::fs::write(&path, text).unwrap();
@@ -69,6 +70,18 @@ fn all_keys_of_a_file() {
     let printed = config.print();
     let line = printed.lines().find(|line| line.starts_with("limits.cpus")).unwrap();
     assert_eq!(line.split_whitespace().collect::<Vec<_>>(), ["limits.cpus", "4", &format!("{}:12:8", path.display())]);
+}
+
+#[test]
+fn the_example_has_every_key() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/blixard.toml");
+    let config = Config::load(&Options { config: Some(path), ..Options::default() }, []).unwrap();
+    for key in KEYS {
+        assert!(matches!(config.source(key.name), Source::File { .. }), "{}", key.name);
+    }
+    let defaults = load_flags(|_| ()).unwrap();
+    assert_eq!((&config.data, &config.mount, &config.images), (&defaults.data, &defaults.mount, &defaults.images));
+    assert_eq!((config.trace, config.hypervisor), (defaults.trace, defaults.hypervisor));
 }
 
 #[test]
@@ -106,7 +119,8 @@ fn the_file_may_be_named_by_a_variable() {
 
 #[test]
 fn each_mistake_of_a_file() {
-    let all = "name, data, mount, listen, hypervisor, images, trace.level, trace.json, limits.memory, limits.cpus, limits.drift";
+    let all = "name, data, mount, listen, hypervisor, images, trace.level, trace.json, limits.memory, limits.cpus, \
+               limits.drift";
     for (text, said) in [
         ("name = 5", "b.toml:1:8: name: invalid value: it is an integer, and this key takes a name, as \"alpha\""),
         ("\n\n  name = 'A'", "b.toml:3:10: name: invalid name 'A': a name begins with a letter a to z or a digit"),
@@ -124,6 +138,10 @@ fn each_mistake_of_a_file() {
         (
             "data = '/x'\nmount = '/x'",
             "b.toml:1:8: data: invalid folder /x: it would be hidden by the tree on /x (mount)",
+        ),
+        (
+            "mount = '/run'",
+            "default: listen: invalid folder /run/blixard/sock: it would be hidden by the tree on /run (mount)",
         ),
         ("images = '/n/blixard/i'", "b.toml:1:10: images: invalid folder /n/blixard/i: it would be hidden"),
         ("listen = 'unix!/n/blixard/s'", "b.toml:1:10: listen: invalid folder /n/blixard/s: it would be hidden"),
@@ -304,4 +322,32 @@ fn places_that_cannot_be_used() {
     .unwrap();
     let said = config.check_places().unwrap_err().to_string();
     assert_eq!(said, format!("--data: data: invalid folder {}: {} is a file", within("file/data"), within("file")));
+}
+
+#[test]
+fn an_ordinary_user_is_told_which_flags_to_give() {
+    use rustix::{fs::Access, io::Errno};
+    // As nobody: all can be looked at, /tmp alone can be written, and the images are in root's own folder.
+    let nobody = |path: &Path, how: Access| match path.to_str().unwrap_or_default() {
+        "/var/lib/blixard/images" => Err(Errno::ACCESS),
+        "/" | "/tmp" | "/var" | "/var/lib" | "/run" if how == Access::EXISTS => Ok(()),
+        "/tmp" => Ok(()),
+        "/" | "/var" | "/var/lib" | "/run" => Err(Errno::ACCESS),
+        _ => Err(Errno::NOENT),
+    };
+    let said = |config: &Config| places::check(config, &nobody).iter().map(Mistake::to_string).collect::<Vec<_>>();
+    let advice = "; run it as root, or give folders of your own: --data ~/.local/share/blixard --mount ~/n/blixard \
+                  --images ~/.local/share/blixard/images";
+    let config = load_flags(|_| ()).unwrap();
+    let expected = [
+        "data: permission denied: /var/lib/blixard can't be made, because /var/lib can't be written",
+        "mount: permission denied: /n/blixard can't be made, because / can't be written",
+        "images: permission denied: /var/lib/blixard/images can't be read",
+        "listen: permission denied: /run/blixard can't be made, because /run can't be written",
+    ];
+    assert_eq!(said(&config), expected.map(|e| format!("default: {e}{advice}")));
+    let config = load_flags(|o| (o.data, o.mount) = (Some("/tmp/d".into()), Some("/tmp/m".into()))).unwrap();
+    assert_eq!(said(&config), [format!("default: {}{advice}", expected[2])]);
+    let config = load_flags(|o| (o.data, o.mount) = (Some("/var/lib".into()), Some("/tmp/m".into()))).unwrap();
+    assert_eq!(said(&config)[0], "--data: data: permission denied: /var/lib can't be written");
 }

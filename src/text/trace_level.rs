@@ -1,4 +1,5 @@
-//! Levels of the trace: `info`, or `warn,blixard::fs=debug`: words with commas between them, each a level for all or for one module.
+//! Levels of the trace: `info`, or `warn,blixard::fs=debug`: words with commas between them, each a level for all or for
+//! one module.
 
 use super::{Refusal, attrs::shown, unknown};
 
