@@ -149,12 +149,13 @@ impl Ipam {
     /// No such pool, or it has leases.
     pub fn delete_pool(&mut self, name: &str) -> Result<(), IpamError> {
         let pool = self.pools.get(name).ok_or_else(|| IpamError::NoPool(name.to_owned()))?;
-        match pool.leases().count() {
+        let leases = pool.leases().len();
+        match leases {
             0 => {
                 self.pools.remove(name);
                 Ok(())
             }
-            leases => Err(IpamError::Busy { pool: name.to_owned(), leases }),
+            _ => Err(IpamError::Busy { pool: name.to_owned(), leases }),
         }
     }
 
