@@ -1,5 +1,6 @@
 //! What is true, and the way to change it: the handle that the tree and the agent share.
 
+pub mod agent;
 mod appender;
 mod applier;
 mod audit;

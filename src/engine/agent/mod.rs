@@ -1,0 +1,244 @@
+//! The agent: the hands of one host. It makes what is desired so, and reports what is.
+//!
+//! - `supervisor.rs`: keeps every task of the program alive
+//! - `reconciler.rs`: wakes the actor of each VM that has changed; at the start, finds what former lives left behind
+//! - `actor.rs`: one VM: looks at what is desired and at what it sees, does one step, reports; `decide.rs`: which step, purely
+//! - `start.rs`: from a VM to a running machine: the list of what is acquired; `resources.rs`: giving it back
+//! - `record.rs`, `images.rs`: what this host knows beside the log
+
+mod actor;
+mod decide;
+mod images;
+mod reconciler;
+mod record;
+mod resources;
+mod start;
+pub mod supervisor;
+
+pub use resources::{Leftovers, Resource};
+pub use supervisor::{Policy, Supervisor};
+
+use super::Engine;
+use super::LocalHost;
+use super::host::{HostError, HostParts, process::boot_id};
+use super::hypervisor::{Capabilities, Console, Hypervisor, HypervisorError, Instance};
+use super::state::{By, Command, NodeId, VmId};
+use crate::text::{Code, Refusal};
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use record::Records;
+use sha2::{Digest, Sha256};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// The first pause after a submission that could not be made; it doubles up to [`SUBMIT_PAUSE_MOST`].
+const SUBMIT_PAUSE_FIRST: Duration = Duration::from_millis(100);
+/// See [`SUBMIT_PAUSE_FIRST`].
+const SUBMIT_PAUSE_MOST: Duration = Duration::from_secs(5);
+
+/// Why an agent can't begin.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// A file of the data folder.
+    #[error("{0}: {1}")]
+    Io(PathBuf, std::io::Error),
+    /// The host.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// The log took no report.
+    #[error("this node can't report that it is up: {0}")]
+    Refused(Refusal),
+    /// A task could not be started.
+    #[error("{0}")]
+    Task(String),
+}
+
+/// Changes the level of the trace: main has the subscriber.
+pub type SetTraceLevel = Arc<dyn Fn(&str) -> Result<(), Refusal> + Send + Sync>;
+
+/// How an agent is set.
+#[derive(Clone)]
+pub struct Options {
+    /// Which node it is.
+    pub node: NodeId,
+    /// The data folder.
+    pub data: PathBuf,
+    /// The images folder.
+    pub images: PathBuf,
+    /// See [`SetTraceLevel`].
+    pub set_trace_level: SetTraceLevel,
+}
+
+/// The letters that tell the devices of this data folder from another's on the same host.
+pub fn device_tag(data: &Path) -> String {
+    use std::os::unix::ffi::OsStrExt;
+    let hash = images::hex(&Sha256::digest(data.as_os_str().as_bytes()));
+    hash.chars().take(5).collect()
+}
+
+/// What all parts of the agent share.
+struct Shared {
+    engine: Engine,
+    hypervisor: Arc<dyn Hypervisor>,
+    host: HostParts,
+    capabilities: Capabilities,
+    image_faults: Vec<String>,
+    records: Records,
+    leftovers: Leftovers,
+    supervisor: Supervisor,
+    options: Options,
+    /// Actors that run, and how each is woken.
+    actors: Mutex<HashMap<VmId, Arc<Notify>>>,
+    actors_made: AtomicU64,
+    /// Machines that run, for those who want their consoles.
+    instances: Mutex<HashMap<VmId, Arc<dyn Instance>>>,
+}
+
+impl Shared {
+    /// Reports, again and again until the log has it: a report is idempotent. A refusal is an answer.
+    async fn report(&self, command: Command) -> Result<(), Refusal> {
+        let mut pause = SUBMIT_PAUSE_FIRST;
+        loop {
+            match self.engine.submit(By::Agent, vec![command.clone()]).await {
+                Ok(_replies) => return Ok(()),
+                Err(refusal) if matches!(refusal.code, Code::Again | Code::TimedOut | Code::NoSpace) => {
+                    tracing::warn!(%command, %refusal, "a report could not be made; it will be tried again");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(SUBMIT_PAUSE_MOST);
+                }
+                Err(refusal) => return Err(refusal),
+            }
+        }
+    }
+
+    fn instances(&self) -> std::sync::MutexGuard<'_, HashMap<VmId, Arc<dyn Instance>>> {
+        self.instances.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The agent of this host. A clone is the same one.
+#[derive(Clone)]
+pub struct Agent(Arc<Shared>);
+
+impl Agent {
+    /// Finds out what the host can do, says that the node is up, registers its images, takes back the machines that run, and
+    /// ends what belongs to nothing.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn start(
+        engine: Engine,
+        hypervisor: Arc<dyn Hypervisor>,
+        host: HostParts,
+        supervisor: Supervisor,
+        options: Options,
+    ) -> Result<Agent, AgentError> {
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |error| AgentError::Io(path, error)
+        };
+        let records = Records::open(&options.data).map_err(io(&options.data.join("vms")))?;
+        let leftovers = Leftovers::open(&options.data).map_err(io(&options.data.join("leftovers")))?;
+        let capabilities = hypervisor.probe().await;
+        let (images, data) = (options.images.clone(), options.data.clone());
+        let scanned = tokio::task::spawn_blocking(move || images::scan(&images, &data)).await;
+        let (found, image_faults) = scanned.map_err(|e| AgentError::Task(e.to_string()))?;
+        let host_boot = boot_id()?;
+        let up = Command::NodeUp {
+            host_boot,
+            hypervisor: hypervisor.name().to_owned(),
+            memory_bytes: capabilities.memory_bytes,
+            cpus: std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
+        };
+        let registrations = found.into_iter().map(|image| Command::ImageRegister {
+            name: image.name,
+            size_bytes: image.size_bytes,
+            sha256: image.sha256,
+        });
+        let commands: Vec<Command> = std::iter::once(up).chain(registrations).collect();
+        engine.submit(By::Agent, commands).await.map_err(AgentError::Refused)?;
+        let agent = Agent(Arc::new(Shared {
+            engine,
+            hypervisor,
+            host,
+            capabilities,
+            image_faults,
+            records,
+            leftovers,
+            supervisor,
+            options,
+            actors: Mutex::default(),
+            actors_made: AtomicU64::new(0),
+            instances: Mutex::default(),
+        }));
+        reconciler::clear_up(&agent.0).await?;
+        reconciler::start(&agent.0).map_err(AgentError::Task)?;
+        Ok(agent)
+    }
+
+    /// Says that the node goes down. The machines run on; the tasks are the supervisor's.
+    ///
+    /// # Errors
+    /// The log does not take it.
+    pub async fn stop(&self) -> Result<(), Refusal> {
+        self.0.host.net.remove_idle_bridges().await.map_err(|e| Refusal::fault(e.to_string()))?;
+        self.0.engine.submit(By::Agent, vec![Command::NodeDown]).await.map(drop)
+    }
+
+    /// What could not be given back.
+    pub fn leftovers(&self) -> Vec<(Resource, String)> {
+        self.0.leftovers.list()
+    }
+}
+
+impl LocalHost for Agent {
+    fn console_log(&self, vm: VmId) -> Result<Bytes, Refusal> {
+        let Some(run_dir) = self.0.records.newest_run_dir(vm.0) else { return Ok(Bytes::new()) };
+        let text = self.0.hypervisor.console_log(&run_dir);
+        text.map(Bytes::from).map_err(|e| Refusal::fault(format!("the console's log can't be read: {e}")))
+    }
+
+    fn console(&self, vm: VmId) -> BoxFuture<'static, Result<Console, Refusal>> {
+        let instance = self.0.instances().get(&vm).cloned();
+        Box::pin(async move {
+            let off = || Refusal::busy(format!("vm {vm} is not running: its console is busy with nothing; start it"));
+            instance.ok_or_else(off)?.console().await.map_err(|error| match error {
+                HypervisorError::Gone => off(),
+                other => Refusal::fault(other.to_string()),
+            })
+        })
+    }
+
+    fn status(&self) -> Vec<(String, String)> {
+        let shared = &self.0;
+        let mut lines: Vec<(String, String)> = Vec::new();
+        let mut line = |key: &str, value: String| lines.push((key.to_owned(), value));
+        line("hypervisor", shared.capabilities.version.clone());
+        line("accelerator", shared.capabilities.accelerator.clone());
+        line("cgroups", shared.host.cgroups.describe());
+        line("network", shared.host.net.describe());
+        match shared.host.guest_uid_base {
+            Some(base) => line("guest-uid", format!("{base} + number")),
+            None => line("guest-uid", rustix::process::geteuid().as_raw().to_string()),
+        }
+        line("machines", shared.instances().len().to_string());
+        for missing in shared.capabilities.warnings.iter().chain(&shared.host.missing).chain(&shared.image_faults) {
+            line("missing", missing.clone());
+        }
+        for (resource, why) in shared.leftovers.list() {
+            line("leftover", format!("{resource}: {why}"));
+        }
+        for task in shared.supervisor.lines() {
+            line("task", task);
+        }
+        lines
+    }
+
+    fn set_trace_level(&self, directive: &str) -> Result<(), Refusal> {
+        (self.0.options.set_trace_level)(directive)
+    }
+}
