@@ -1,15 +1,18 @@
 //! Taking an entry: is it new, is it allowed, does every command of it hold? All of them take effect, or none.
 
+use super::node::NodeReport;
 use super::{
-    By, Command, DEFAULT_NETWORK, DEFAULT_POOL, Entry, Event, Image, ImageId, NOBODY, Node, NodeId, Operation, Outcome,
-    Reply, Role, State, Subject, User, UserId, What,
+    By, Command, DEFAULT_NETWORK, DEFAULT_POOL, Directory, Entry, Event, Kind, NOBODY, Node, NodeId, Operation,
+    Outcome, Reply, Role, State, Subject, Touched, What,
 };
 use crate::clock::HybridTime;
-use crate::text::{Code, Refusal, name};
+use crate::text::attrs::shown;
+use crate::text::{Refusal, name};
+use ipnetwork::IpNetwork;
+use std::net::IpAddr;
 
-/// The most images, nodes and users of a cluster.
-const IMAGES_MAX: usize = 4_096;
-const USERS_MAX: usize = 65_536;
+/// The node that a cluster begins with.
+const FIRST_NODE: NodeId = NodeId(1);
 
 /// An entry at work on a copy of the state.
 pub(super) struct Work<'e> {
@@ -25,6 +28,17 @@ impl State {
     ///
     /// An entry that was applied before changes nothing but `seq`.
     pub fn apply(&self, seq: u64, entry: &Entry) -> (State, Outcome, Vec<Event>) {
+        let (next, outcome, events) = self.decide(seq, entry);
+        debug_assert!(!next.is_check_due() || next.check().is_ok(), "{:?} after {entry:?}", next.check());
+        (next, outcome, events)
+    }
+
+    /// A debug build checks small states always, and large ones now and then: a check looks at everything.
+    fn is_check_due(&self) -> bool {
+        self.vms.len() + self.users.len() < 64 || self.seq.is_multiple_of(256)
+    }
+
+    fn decide(&self, seq: u64, entry: &Entry) -> (State, Outcome, Vec<Event>) {
         let mut next = self.clone();
         next.seq = seq;
         if let Err(refusal) = next.admit(entry) {
@@ -98,7 +112,7 @@ impl Work<'_> {
 
     /// A command, unless its key says that it was done before.
     fn once(&mut self, command: &Command) -> Result<Reply, Refusal> {
-        let Some(key) = self.key_of(command) else { return self.one(command) };
+        let Some(key) = Self::key_of(command) else { return self.one(command) };
         let user = self.user().to_owned();
         if let Some(reply) = self.state.keys.answer(&user, key, command)? {
             return Ok(reply);
@@ -114,46 +128,39 @@ impl Work<'_> {
             Command::Init { cluster, node, admin, admin_uid } => self.init(cluster, node, admin, *admin_uid),
             Command::NodeUp { host_boot, hypervisor, memory_bytes, cpus } => {
                 self.agent_only()?;
-                self.node_up(host_boot, hypervisor, *memory_bytes, *cpus)
+                self.node_up(&NodeReport { host_boot, hypervisor, memory_bytes: *memory_bytes, cpus: *cpus })
             }
             Command::NodeDown => {
                 self.agent_only()?;
-                self.change_node(What::Down, |node| node.up = false)
+                self.node_down()
             }
             Command::Barrier => Ok(Reply::Done),
-            Command::VmNew { name, spec, .. } => {
-                self.allowed(None, Operation::Create, "vms/new")?;
-                let owner = self.user().to_owned();
-                self.vm_new(name.as_deref(), spec, &owner)
-            }
+            Command::VmNew { name, spec, .. } => self.vm_new(name.as_deref(), spec),
             Command::Vm { vm, verb, conditions } => self.vm_verb(*vm, verb, conditions),
             Command::VmReport { vm, generation, report } => {
                 self.agent_only()?;
                 self.vm_report(*vm, *generation, report)
             }
             Command::ImageRegister { name, size_bytes, sha256 } => {
-                self.agent_or_admin("images")?;
+                if *self.by != By::Agent {
+                    self.allowed(None, Operation::Administer, "images")?;
+                }
                 self.image_register(name, *size_bytes, sha256)
             }
             Command::ImageForget { name } => {
-                self.agent_or_admin("images")?;
+                self.allowed(None, Operation::Administer, "images")?;
                 self.image_forget(name)
             }
             Command::PoolNew { name, network, gateway, reserved } => {
                 self.allowed(None, Operation::Administer, "ipam/new")?;
-                let now = self.state.now;
-                let id = self.state.ipam.new_pool(name, *network, *gateway, reserved, now, self.seq)?;
-                self.event(Subject::Pool(name.as_str().into()), What::Created);
-                Ok(Reply::Created(id))
+                self.pool_new(name, *network, *gateway, reserved)
             }
             Command::PoolDelete { name } => {
-                self.allowed(None, Operation::Administer, &format!("ipam/{name}"))?;
-                self.state.ipam.delete_pool(name)?;
-                self.event(Subject::Pool(name.as_str().into()), What::Removed);
-                Ok(Reply::Done)
+                self.allowed(None, Operation::Administer, "ipam")?;
+                self.pool_delete(name)
             }
             Command::UserSet { name, role, uid } => {
-                self.allowed(None, Operation::Administer, &format!("users/{name}"))?;
+                self.allowed(None, Operation::Administer, "users")?;
                 self.user_set(name, *role, *uid)
             }
         }
@@ -173,148 +180,85 @@ impl Work<'_> {
             return Ok(());
         }
         let role = self.state.user_named(user).map_or("no role".to_owned(), |u| format!("the role {}", u.role));
-        Err(Refusal::denied(format!("no permission for {what}: user '{user}' has {role}")))
+        let owned = owner.map(|owner| format!(", which is user '{owner}'s")).unwrap_or_default();
+        Err(Refusal::denied(format!("no permission for {what}{owned}: user '{}' has {role}", shown(user))))
     }
 
     fn agent_only(&self) -> Result<(), Refusal> {
-        if *self.by == By::Agent { Ok(()) } else { Err(Refusal::denied("no permission: only a node's agent reports")) }
+        match self.by {
+            By::Agent => Ok(()),
+            By::User(_) => Err(Refusal::denied("no permission: only a node's own agent reports what is on it")),
+        }
     }
 
-    fn agent_or_admin(&self, what: &str) -> Result<(), Refusal> {
-        if *self.by == By::Agent { Ok(()) } else { self.allowed(None, Operation::Administer, what) }
-    }
-
+    /// Something happened: it will be in `events`, and in the times of the directory.
     pub(super) fn event(&mut self, subject: Subject, what: What) {
+        if let Some(kind) = subject.kind() {
+            match what {
+                What::Created | What::Removed => self.touch_members(kind),
+                _ => self.touch(kind),
+            }
+        }
         self.events.push(Event { seq: self.seq, at: self.state.now, subject, what });
+    }
+
+    /// Something in an object of this kind has changed.
+    pub(super) fn touch(&mut self, kind: Kind) {
+        let touched = Touched { seq: self.seq, at: self.state.now };
+        self.state.directories.entry(kind).or_default().objects = touched;
+    }
+
+    /// Which objects of this kind there are, or what they are called, has changed.
+    pub(super) fn touch_members(&mut self, kind: Kind) {
+        let touched = Touched { seq: self.seq, at: self.state.now };
+        self.state.directories.insert(kind, Directory { members: touched, objects: touched });
+    }
+
+    /// `id=KEY` of a command.
+    fn key_of(command: &Command) -> Option<&str> {
+        match command {
+            Command::VmNew { key, .. } => key.as_deref(),
+            Command::Vm { conditions, .. } => conditions.key.as_deref(),
+            _ => None,
+        }
     }
 
     fn init(&mut self, cluster: &str, node: &str, admin: &str, admin_uid: u32) -> Result<Reply, Refusal> {
         if let Some(cluster) = self.state.cluster() {
             return Err(Refusal::exists(format!("the cluster '{cluster}' exists already")));
         }
-        if self.node != NodeId(1) {
+        if self.node != FIRST_NODE {
             return Err(Refusal::invalid("invalid entry: the first node of a cluster is number 1"));
         }
         name::check(cluster)?;
         name::check(node)?;
         self.state.cluster = Some(cluster.to_owned());
-        let now = self.state.now;
-        self.state.nodes.insert(
-            NodeId(1),
-            Node {
-                id: NodeId(1),
-                name: node.to_owned(),
-                up: false,
-                host_boot: String::new(),
-                hypervisor: String::new(),
-                memory_bytes: 0,
-                cpus: 0,
-                newest_stamp: now,
-                version: 1,
-                changed: now,
-                changed_seq: self.seq,
-            },
-        );
+        let (now, seq) = (self.state.now, self.seq);
+        self.state.nodes.insert(FIRST_NODE, Node::new(FIRST_NODE, node, now, seq));
+        self.event(Subject::Node(FIRST_NODE), What::Created);
         self.user_set(admin, Role::Admin, Some(admin_uid))?;
         let network = DEFAULT_NETWORK.parse().map_err(|e| Refusal::fault(format!("the default network: {e}")))?;
-        self.state.ipam.new_pool(DEFAULT_POOL, network, None, &[], now, self.seq)?;
+        self.pool_new(DEFAULT_POOL, network, None, &[])?;
         self.event(Subject::Cluster, What::Created);
-        Ok(Reply::Created(1))
+        Ok(Reply::Created(FIRST_NODE.0))
     }
 
-    fn change_node(&mut self, what: What, change: impl FnOnce(&mut Node)) -> Result<Reply, Refusal> {
-        let (id, now, seq) = (self.node, self.state.now, self.seq);
-        let Some(node) = self.state.nodes.get_mut(&id) else {
-            return Err(Refusal::not_found(format!("node {id} was not found")));
-        };
-        change(node);
-        node.version += 1;
-        (node.changed, node.changed_seq) = (now, seq);
-        self.event(Subject::Node(id), what);
-        Ok(Reply::Done)
+    fn pool_new(
+        &mut self,
+        called: &str,
+        network: IpNetwork,
+        gateway: Option<IpAddr>,
+        reserved: &[(IpAddr, IpAddr)],
+    ) -> Result<Reply, Refusal> {
+        let id = self.state.ipam.new_pool(called, network, gateway, reserved, self.state.now, self.seq)?;
+        self.event(Subject::Pool(called.into()), What::Created);
+        Ok(Reply::Created(id))
     }
 
-    fn node_up(&mut self, host_boot: &str, hypervisor: &str, memory_bytes: u64, cpus: u32) -> Result<Reply, Refusal> {
-        let before = self.state.node(self.node).map(|n| n.host_boot.clone()).unwrap_or_default();
-        let reply = self.change_node(What::Up, |node| {
-            node.up = true;
-            host_boot.clone_into(&mut node.host_boot);
-            hypervisor.clone_into(&mut node.hypervisor);
-            (node.memory_bytes, node.cpus) = (memory_bytes, cpus);
-        })?;
-        if before != host_boot && !before.is_empty() {
-            self.host_rebooted(self.node);
-        }
-        Ok(reply)
-    }
-
-    fn image_register(&mut self, called: &str, size_bytes: u64, sha256: &str) -> Result<Reply, Refusal> {
+    fn pool_delete(&mut self, called: &str) -> Result<Reply, Refusal> {
         name::check(called)?;
-        if sha256.len() != 64 || !sha256.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(Refusal::invalid("invalid sha256: it has 64 hexadecimal digits"));
-        }
-        let known = self.state.images.get(called).cloned();
-        if known.as_ref().is_some_and(|i| i.size_bytes == size_bytes && i.sha256 == sha256) {
-            return Ok(Reply::Unchanged);
-        }
-        if known.is_none() && self.state.images.len() >= IMAGES_MAX {
-            return Err(Refusal::no_space(format!("no capacity: {IMAGES_MAX} images are the most")));
-        }
-        let id = known.as_ref().map_or(ImageId(self.state.last_image + 1), |i| i.id);
-        self.state.last_image = self.state.last_image.max(id.0);
-        let now = self.state.now;
-        let image = Image {
-            id,
-            name: called.to_owned(),
-            size_bytes,
-            sha256: sha256.to_owned(),
-            created: known.as_ref().map_or(now, |i| i.created),
-            changed: now,
-            changed_seq: self.seq,
-        };
-        self.state.images.insert(called.to_owned(), image);
-        self.event(Subject::Image(called.into()), if known.is_some() { What::Set } else { What::Created });
-        Ok(Reply::Created(id.0))
-    }
-
-    fn image_forget(&mut self, called: &str) -> Result<Reply, Refusal> {
-        if self.state.images.get(called).is_none() {
-            return Err(Refusal::not_found(format!("image '{called}' was not found")));
-        }
-        if let Some(user) = self.state.vms.values().find(|vm| vm.spec.image == called) {
-            return Err(Refusal::new(Code::Busy, format!("image '{called}' is busy: vm {} uses it", user.id)));
-        }
-        self.state.images.remove(called);
-        self.event(Subject::Image(called.into()), What::Removed);
+        self.state.ipam.delete_pool(called)?;
+        self.event(Subject::Pool(called.into()), What::Removed);
         Ok(Reply::Done)
-    }
-
-    fn user_set(&mut self, called: &str, role: Role, uid: Option<u32>) -> Result<Reply, Refusal> {
-        name::check(called)?;
-        if called == NOBODY {
-            return Err(Refusal::invalid(format!(
-                "invalid name '{NOBODY}': it stands for whoever the cluster doesn't know"
-            )));
-        }
-        if let Some(other) = uid.and_then(|uid| self.state.user_with_uid(uid)).filter(|u| u.name != called) {
-            return Err(Refusal::exists(format!("the uid exists already: it is user '{}'s", other.name)));
-        }
-        let known = self.state.users.get(called).cloned();
-        if known.as_ref().is_some_and(|u| u.role == role && u.uid == uid) {
-            return Ok(Reply::Unchanged);
-        }
-        let admins = self.state.users.values().filter(|u| u.role == Role::Admin && u.name != called).count();
-        if known.as_ref().is_some_and(|u| u.role == Role::Admin) && role != Role::Admin && admins == 0 {
-            return Err(Refusal::busy(format!("user '{called}' is busy being the last admin: make another one first")));
-        }
-        if known.is_none() && self.state.users.len() >= USERS_MAX {
-            return Err(Refusal::no_space(format!("no capacity: {USERS_MAX} users are the most")));
-        }
-        let id = known.as_ref().map_or(UserId(self.state.last_user + 1), |u| u.id);
-        self.state.last_user = self.state.last_user.max(id.0);
-        let user = User { id, name: called.to_owned(), role, uid, changed: self.state.now, changed_seq: self.seq };
-        self.state.users.insert(called.to_owned(), user);
-        self.event(Subject::User(called.into()), if known.is_some() { What::Set } else { What::Created });
-        Ok(Reply::Created(id.0))
     }
 }

@@ -1,81 +1,166 @@
 //! Every invariant of the state, in one function: tests, debug builds and simulators call it.
 
-use super::{Actual, Desired, State};
+use super::event::EVENT_SENTENCE_BYTES_MAX;
+use super::vm::{ERROR_BYTES_MAX, FAILURES_MAX};
+use super::{Actual, Desired, HISTORY_MAX, History, NOBODY, Role, State, Vm, VmId, What};
+use crate::text::name;
 use imbl::OrdMap;
 use std::collections::BTreeSet;
 
+/// The pairs that a VM can be in: the rows of `transitions.txt`.
+const PAIRS: &[(Desired, Actual)] = &[
+    (Desired::Stopped, Actual::Defined),
+    (Desired::Running, Actual::Starting),
+    (Desired::Paused, Actual::Starting),
+    (Desired::Running, Actual::Running),
+    (Desired::Paused, Actual::Running),
+    (Desired::Running, Actual::Paused),
+    (Desired::Paused, Actual::Paused),
+    (Desired::Stopped, Actual::Stopping),
+    (Desired::Running, Actual::Stopping),
+    (Desired::Stopped, Actual::Stopped),
+    (Desired::Running, Actual::Failed),
+    (Desired::Paused, Actual::Failed),
+    (Desired::Deleted, Actual::Deleting),
+];
+
+/// A rule, and whether it holds.
+type Rule = (bool, &'static str);
+
 impl State {
     /// What must always hold; the first breach in a sentence.
+    ///
+    /// Not among it: that what is promised on a node fits its memory, because a node may come up with less than it had.
     ///
     /// # Errors
     /// A breach.
     pub fn check(&self) -> Result<(), String> {
         self.ipam.check()?;
         self.keys.check()?;
-        self.check_vms()?;
+        self.vms.values().try_for_each(|vm| holds(&self.rules_of(vm), || format!("vm {vm:?}")))?;
+        self.vms
+            .iter()
+            .try_for_each(|(id, vm)| holds(&[(*id == vm.id, "its key is its number")], || format!("vm {id}")))?;
+        self.check_cluster()?;
+        self.check_objects()?;
         self.check_names()?;
         self.check_promises()?;
-        self.check_leases()?;
-        let voters = self.nodes.keys().next_back().is_none_or(|id| id.0 >= 1);
-        if !voters || self.cluster.is_some() == self.nodes.is_empty() {
-            return Err("a cluster has nodes".to_owned());
-        }
-        Ok(())
+        self.check_leases()
     }
 
-    fn check_vms(&self) -> Result<(), String> {
-        for (id, vm) in &self.vms {
-            let holds = |what: bool, rule: &str| if what { Ok(()) } else { Err(format!("vm {id}: {rule}: {vm:?}")) };
-            holds(vm.id == *id && id.0 <= self.last_vm, "its number is its own and counted")?;
-            holds((vm.generation == 0) == (vm.actual == Actual::Defined), "generation 0 is never started")?;
-            holds(vm.generation == 0 || vm.node.is_some(), "what was started was placed")?;
-            holds(vm.node.is_none_or(|n| self.nodes.contains_key(&n)), "its node exists")?;
-            holds(!vm.active() || vm.promised_bytes > 0, "what may have a process has memory promised")?;
-            holds((vm.actual == Actual::Deleting) == (vm.desired == Desired::Deleted), "deleting is desired")?;
-            holds(vm.retry_at_ms.is_none() || vm.actual == Actual::Failed, "only a failed one is retried")?;
-            holds(vm.actual != Actual::Paused || vm.generation > 0, "paused means there is a process")?;
-            holds(vm.spec.check().is_ok(), "its spec is within bounds")?;
-            holds(vm.history.len() <= super::event::HISTORY_MAX, "its history is bounded")?;
+    fn rules_of(&self, vm: &Vm) -> Vec<Rule> {
+        let (failed, named) = (vm.actual == Actual::Failed, vm.name.as_deref());
+        let there = matches!(vm.actual, Actual::Running | Actual::Paused);
+        vec![
+            ((1..=self.last_vm).contains(&vm.id.0), "its number is counted"),
+            (PAIRS.contains(&(vm.desired, vm.actual)), "it is in a state of the table"),
+            ((vm.generation == 0) == (vm.actual == Actual::Defined), "generation 0 is never started"),
+            ((vm.generation == 0) == vm.node.is_none(), "it is placed when it is first started"),
+            (vm.node.is_none_or(|n| self.nodes.contains_key(&n)), "its node exists"),
+            (!vm.active() || vm.promised_bytes > 0, "what may have a process has memory promised"),
+            (
+                vm.active() || vm.retry_at_ms.is_some() || vm.promised_bytes == 0,
+                "only what is to run has memory promised",
+            ),
+            (vm.retry_at_ms.is_none() || (failed && vm.failures < FAILURES_MAX), "only failed ones are retried"),
+            (!failed || (vm.failures > 0 && vm.error.is_some()), "a failure is counted and explained"),
+            (vm.pid.is_none() || there || vm.actual == Actual::Stopping, "a pid is that of a process"),
+            (!there || (vm.pid.is_some() && vm.started.is_some()), "what runs has a pid and was started"),
+            (vm.guest_ready <= vm.started.is_some(), "only a guest that runs is ready"),
+            (vm.ip.is_some(), "it has its address until it is gone"),
+            (named.is_none_or(|n| name::check(n).is_ok()), "its name is legal"),
+            (named.is_none() || vm.actual != Actual::Deleting, "its name is free as soon as it is deleted"),
+            (vm.spec.check().is_ok() && self.images.contains_key(&vm.spec.image), "its spec is within bounds"),
+            (vm.error.as_ref().is_none_or(|e| e.len() <= ERROR_BYTES_MAX), "its error is bounded"),
+            (vm.version > 0 && is_whole(&vm.history, self.seq), "its history is whole"),
+            (vm.changed_seq <= self.seq && vm.changed <= self.now && vm.created <= vm.changed, "its times are past"),
+        ]
+    }
+
+    fn check_cluster(&self) -> Result<(), String> {
+        let admins = self.users.values().filter(|u| u.role == Role::Admin).count();
+        let rules = [
+            (self.cluster.is_some() != self.nodes.is_empty(), "a cluster has a node"),
+            (self.cluster.is_some() == (admins > 0), "a cluster has an admin"),
+            (
+                self.directories.values().all(|d| d.members.seq <= d.objects.seq && d.objects.seq <= self.seq),
+                "times are past",
+            ),
+        ];
+        holds(&rules, || "the cluster".to_owned())
+    }
+
+    fn check_objects(&self) -> Result<(), String> {
+        for (key, node) in &self.nodes {
+            let submitted = self.submitters.contains_key(key);
+            let rules = [
+                (*key == node.id && submitted, "its key is its number, and it has submitted something"),
+                (is_whole(&node.history, self.seq) && node.changed_seq <= self.seq, "its history is whole"),
+                (!node.up || !node.host_boot.is_empty(), "what is up has said what it is"),
+            ];
+            holds(&rules, || format!("node {key}"))?;
+        }
+        for (key, image) in &self.images {
+            let rules = [(*key == image.name && (1..=self.last_image).contains(&image.id.0), "its number is counted")];
+            holds(&rules, || format!("image {key}"))?;
+        }
+        for (key, user) in &self.users {
+            let counted = *key == user.name && (1..=self.last_user).contains(&user.id.0);
+            holds(&[(counted && key != NOBODY, "its number is counted")], || format!("user {key}"))?;
         }
         Ok(())
     }
 
     fn check_names(&self) -> Result<(), String> {
-        let named = self.vms.values().filter_map(|vm| vm.name.clone().map(|n| (n, vm.id)));
-        let names: OrdMap<String, super::VmId> = named.collect();
+        let named: Vec<_> = self.vms.values().filter_map(|vm| vm.name.clone().map(|n| (n, vm.id))).collect();
+        let names: OrdMap<String, VmId> = named.iter().cloned().collect();
         let nodes: BTreeSet<&str> = self.nodes.values().map(|n| n.name.as_str()).collect();
-        if names != self.vm_names || nodes.len() != self.nodes.len() {
-            return Err("the index of names does not match".to_owned());
-        }
-        Ok(())
+        let uids: Vec<u32> = self.users.values().filter_map(|u| u.uid).collect();
+        let rules = [
+            (names.len() == named.len(), "no two VMs have one name"),
+            (uids.iter().collect::<BTreeSet<_>>().len() == uids.len(), "no two users have one uid"),
+            (names == self.vm_names, "the index of names matches"),
+            (nodes.len() == self.nodes.len(), "no two nodes have one name"),
+        ];
+        holds(&rules, || "names".to_owned())
     }
 
     fn check_promises(&self) -> Result<(), String> {
-        for node in self.nodes.values() {
-            let held: u64 = self.vms.values().filter(|vm| vm.node == Some(node.id)).map(|vm| vm.promised_bytes).sum();
-            if held != self.memory_promised(node.id) {
-                return Err(format!(
-                    "node {}: {held} bytes are held, {} are counted",
-                    node.id,
-                    self.memory_promised(node.id)
-                ));
+        let mut promised: OrdMap<_, u64> = OrdMap::new();
+        for vm in self.vms.values().filter(|vm| vm.promised_bytes > 0) {
+            if let Some(node) = vm.node {
+                *promised.entry(node).or_default() += vm.promised_bytes;
             }
         }
-        Ok(())
+        holds(&[(promised == self.promised, "what is promised is what VMs hold")], || format!("{:?}", self.promised))
     }
 
     fn check_leases(&self) -> Result<(), String> {
-        let mut leased = BTreeSet::new();
+        let mut leased = 0;
         for (address, lease) in self.ipam.pools().flat_map(|p| p.leases()) {
-            let holder = self.vms.get(&super::VmId(lease.holder));
-            if holder.is_none_or(|vm| vm.ip != Some(address)) {
-                return Err(format!("{address} is leased to vm {}, which does not have it", lease.holder));
-            }
-            leased.insert(lease.holder);
+            let holder = self.vms.get(&VmId(lease.holder));
+            holds(&[(holder.is_some_and(|vm| vm.ip == Some(address)), "its holder has it")], || format!("{address}"))?;
+            leased += 1;
         }
-        match self.vms.values().find(|vm| vm.ip.is_some() && !leased.contains(&vm.id.0)) {
-            Some(vm) => Err(format!("vm {} has an address that is not leased", vm.id)),
-            None => Ok(()),
-        }
+        holds(&[(leased == self.vms.len(), "each VM has one lease")], || "leases".to_owned())
     }
+}
+
+fn holds(rules: &[Rule], whose: impl FnOnce() -> String) -> Result<(), String> {
+    match rules.iter().find(|(holds, _)| !holds) {
+        Some((_, rule)) => Err(format!("broken: {rule}: {}", whose())),
+        None => Ok(()),
+    }
+}
+
+/// Can it be read to its end, in order and within bounds?
+fn is_whole(history: &History, seq: u64) -> bool {
+    let bounded = |what: &What| match what {
+        What::Failed(sentence) | What::Trouble(sentence) => sentence.len() <= EVENT_SENTENCE_BYTES_MAX,
+        _ => true,
+    };
+    history.len() <= HISTORY_MAX
+        && history.iter().count() == history.len()
+        && history.iter().map(|(seq, ..)| seq).is_sorted()
+        && history.iter().all(|(at, _, what)| at <= seq && bounded(&what))
 }

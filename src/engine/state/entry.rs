@@ -1,6 +1,6 @@
 //! What the log holds: an entry is one transaction of commands, stamped by its submitter.
 
-use super::{Command, DecodeError, NodeId};
+use super::{Command, NodeId};
 use crate::clock::HybridTime;
 use crate::text::Refusal;
 use serde::{Deserialize, Serialize};
@@ -48,19 +48,6 @@ pub struct Entry {
 impl Entry {
     /// The most commands in one transaction: what a write of 64 KiB can hold of the shortest ones (`stop\n`), rounded up.
     pub const COMMANDS_MAX: usize = 16_384;
-
-    /// As bytes, for the log.
-    pub fn encode(&self) -> Vec<u8> {
-        super::encode(self)
-    }
-
-    /// From [`Entry::encode`]'s bytes.
-    ///
-    /// # Errors
-    /// Another format, or damaged.
-    pub fn decode(bytes: &[u8]) -> Result<Entry, DecodeError> {
-        super::decode(bytes)
-    }
 }
 
 /// What one command gave back.

@@ -1,13 +1,13 @@
 //! What happened: events, compact as they are kept, and as the line that `events` shows.
 
-use super::{NodeId, VmId};
+use super::{Kind, NodeId, VmId};
 use crate::clock::HybridTime;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::Arc;
 
-/// How many events of its own an object keeps.
-pub const HISTORY_MAX: usize = 64;
+/// The longest sentence that an event carries, in bytes; the object's `error` has more of it.
+pub const EVENT_SENTENCE_BYTES_MAX: usize = 240;
 
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,6 +85,38 @@ pub enum What {
     Up,
     /// See [`What::Up`].
     Down,
+    /// It is to be started again when its agent has ended it.
+    StartingAgain,
+}
+
+impl What {
+    pub(super) fn failed(sentence: &str) -> What {
+        What::Failed(bounded(sentence, EVENT_SENTENCE_BYTES_MAX))
+    }
+
+    pub(super) fn trouble(sentence: &str) -> What {
+        What::Trouble(bounded(sentence, EVENT_SENTENCE_BYTES_MAX))
+    }
+}
+
+/// At most so many bytes of a sentence, cut between letters, as one line.
+pub(super) fn bounded(sentence: &str, bytes_max: usize) -> Arc<str> {
+    let end = sentence.floor_char_boundary(bytes_max);
+    sentence.get(..end).unwrap_or(sentence).replace(['\n', '\r'], " ").into()
+}
+
+impl Subject {
+    /// The kind of object, if it is one of many.
+    pub fn kind(&self) -> Option<Kind> {
+        match self {
+            Subject::Cluster => None,
+            Subject::Vm(_) => Some(Kind::Vm),
+            Subject::Node(_) => Some(Kind::Node),
+            Subject::Image(_) => Some(Kind::Image),
+            Subject::Pool(_) => Some(Kind::Pool),
+            Subject::User(_) => Some(Kind::User),
+        }
+    }
 }
 
 impl fmt::Display for Subject {
@@ -114,18 +146,15 @@ impl fmt::Display for What {
             What::Resumed => f.write_str("resumed"),
             What::Stopping => f.write_str("stopping"),
             What::Stopped => f.write_str("stopped"),
-            What::Failed(sentence) => write!(f, "failed {}", one_line(sentence)),
-            What::Trouble(sentence) => write!(f, "trouble {}", one_line(sentence)),
+            What::Failed(sentence) => write!(f, "failed {sentence}"),
+            What::Trouble(sentence) => write!(f, "trouble {sentence}"),
             What::Deleting => f.write_str("deleting"),
             What::Removed => f.write_str("removed"),
             What::Up => f.write_str("up"),
             What::Down => f.write_str("down"),
+            What::StartingAgain => f.write_str("starting again"),
         }
     }
-}
-
-fn one_line(sentence: &str) -> String {
-    sentence.replace(['\n', '\r'], " ")
 }
 
 /// `SEQ TIME SUBJECT WHAT`, without a newline.

@@ -1,8 +1,16 @@
 //! The image: what a VM boots from.
 
-use super::ImageId;
+use super::apply::Work;
+use super::{ImageId, Reply, Subject, What};
 use crate::clock::HybridTime;
+use crate::text::attrs::shown;
+use crate::text::{Refusal, name};
 use serde::{Deserialize, Serialize};
+
+/// The most images of a cluster.
+pub const IMAGES_MAX: usize = 4_096;
+/// The digits of a SHA-256.
+const SHA256_DIGITS: usize = 64;
 
 /// Something to boot from. Its files are on the nodes, in the images folder, under its name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,4 +29,49 @@ pub struct Image {
     pub changed: HybridTime,
     /// The entry that last changed it.
     pub changed_seq: u64,
+}
+
+impl Work<'_> {
+    pub(super) fn image_register(&mut self, called: &str, size_bytes: u64, sha256: &str) -> Result<Reply, Refusal> {
+        name::check(called)?;
+        if sha256.len() != SHA256_DIGITS || !sha256.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(Refusal::invalid(format!("invalid sha256: it has {SHA256_DIGITS} hexadecimal digits")));
+        }
+        let known = self.state.images.get(called).cloned();
+        if known.as_ref().is_some_and(|i| i.size_bytes == size_bytes && i.sha256 == sha256) {
+            return Ok(Reply::Unchanged);
+        }
+        if known.is_none() && self.state.images.len() >= IMAGES_MAX {
+            return Err(Refusal::no_space(format!("no capacity: {IMAGES_MAX} images are the most")));
+        }
+        let id = known.as_ref().map_or(ImageId(self.state.last_image + 1), |i| i.id);
+        self.state.last_image = self.state.last_image.max(id.0);
+        let now = self.state.now;
+        let image = Image {
+            id,
+            name: called.to_owned(),
+            size_bytes,
+            sha256: sha256.to_owned(),
+            created: known.as_ref().map_or(now, |i| i.created),
+            changed: now,
+            changed_seq: self.seq,
+        };
+        self.state.images.insert(called.to_owned(), image);
+        let (what, reply) =
+            if known.is_some() { (What::Set, Reply::Done) } else { (What::Created, Reply::Created(id.0)) };
+        self.event(Subject::Image(called.into()), what);
+        Ok(reply)
+    }
+
+    pub(super) fn image_forget(&mut self, called: &str) -> Result<Reply, Refusal> {
+        if self.state.images.get(called).is_none() {
+            return Err(Refusal::not_found(format!("image '{}' was not found", shown(called))));
+        }
+        if let Some(vm) = self.state.vms.values().find(|vm| vm.spec.image == called) {
+            return Err(Refusal::busy(format!("image '{called}' is busy: vm {} uses it", vm.id)));
+        }
+        self.state.images.remove(called);
+        self.event(Subject::Image(called.into()), What::Removed);
+        Ok(Reply::Done)
+    }
 }

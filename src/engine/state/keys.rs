@@ -32,7 +32,7 @@ pub(super) struct Keys {
 }
 
 fn digest(command: &Command) -> [u8; 16] {
-    let hash: [u8; 32] = Sha256::digest(super::encode(command)).into();
+    let hash: [u8; 32] = Sha256::digest(super::encoding::append(Vec::new(), command)).into();
     let (first, _) = hash.split_first_chunk::<16>().unwrap_or((&[0; 16], &[]));
     *first
 }

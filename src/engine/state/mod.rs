@@ -4,15 +4,21 @@
 //! Each node computes the same [`State`] from the same log. A state is a value: readers keep one as long as they like.
 //!
 //! - `apply.rs`: takes an entry: is it new, is it allowed; then hands each command to the entity that it is about
-//! - `vm.rs`: the VM, its transitions, drawn there; `spec.rs`: what may be asked of one
-//! - `placement.rs`: which node a VM goes to; `keys.rs`: `id=KEY`; `check.rs`: every invariant in one function
+//! - `vm.rs`: the VM and its transitions, drawn there; `spec.rs`: what may be asked of one; `vms.rs`: what else a command
+//!   about one touches: names, leases, promises of memory; `placement.rs`: which node it goes to
+//! - `node.rs`, `image.rs`, `user.rs`: the other entities (pools are in the room `ipam`)
+//! - `event.rs`, `history.rs`, `directory.rs`: what happened, to what, and when last; `keys.rs`: `id=KEY`
+//! - `encoding.rs`: entries and states as bytes; `check.rs`: every invariant in one function
 
 mod apply;
 mod check;
 pub mod command;
 mod command_text;
+pub mod directory;
+mod encoding;
 pub mod entry;
 pub mod event;
+pub mod history;
 pub mod image;
 mod keys;
 pub mod node;
@@ -20,11 +26,15 @@ mod placement;
 pub mod spec;
 pub mod user;
 pub mod vm;
-mod vm_apply;
+mod vms;
+mod words;
 
 pub use command::{Command, Conditions, VmReport, VmVerb};
+pub use directory::{Directory, Kind, Touched};
+pub use encoding::DecodeError;
 pub use entry::{By, Entry, EntryId, Outcome, Reply};
 pub use event::{Event, Subject, What};
+pub use history::{HISTORY_MAX, History};
 pub use image::Image;
 pub use node::Node;
 pub use spec::{Restart, SpecChanges, VmSpec};
@@ -36,7 +46,6 @@ use crate::ipam::Ipam;
 use imbl::OrdMap;
 use keys::Keys;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use std::sync::Arc;
 
 macro_rules! id {
@@ -73,8 +82,6 @@ id!(
 pub const DEFAULT_POOL: &str = "default";
 /// Its network.
 pub const DEFAULT_NETWORK: &str = "10.42.0.0/16";
-/// The format of [`State::encode`], its first byte.
-const FORMAT: u8 = 1;
 
 /// Everything that is replicated. A clone costs nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,63 +103,13 @@ pub struct State {
     last_vm: u64,
     last_image: u64,
     last_user: u64,
-    /// The entry that last made, removed or renamed something in /vms; the others know theirs by their objects.
-    vms_seq: u64,
-}
-
-/// Why stored bytes are no state or entry.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum DecodeError {
-    /// Written by a blixard with another format.
-    #[error("it has format {0}, and this blixard knows format {FORMAT}")]
-    UnknownFormat(u8),
-    /// Not what was written.
-    #[error("it is damaged: {0}")]
-    Damaged(String),
-}
-
-/// The bytes of a value, its format first.
-fn encode(value: &impl Serialize) -> Vec<u8> {
-    // Into a Vec postcard can only fail for types without a length, which no type here is; an empty text is refused by `decode`.
-    postcard::to_extend(value, vec![FORMAT]).unwrap_or_default()
-}
-
-fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, DecodeError> {
-    match bytes.split_first() {
-        None => Err(DecodeError::Damaged("it is empty".to_owned())),
-        Some((&FORMAT, rest)) => match postcard::take_from_bytes(rest) {
-            Ok((value, [])) => Ok(value),
-            Ok((_, more)) => Err(DecodeError::Damaged(format!("{} bytes too many", more.len()))),
-            Err(error) => Err(DecodeError::Damaged(error.to_string())),
-        },
-        Some((other, _)) => Err(DecodeError::UnknownFormat(*other)),
-    }
+    directories: OrdMap<Kind, Directory>,
 }
 
 impl State {
     /// Before the first entry.
     pub fn new() -> State {
         State::default()
-    }
-
-    /// As bytes, for a snapshot.
-    pub fn encode(&self) -> Vec<u8> {
-        encode(self)
-    }
-
-    /// From [`State::encode`]'s bytes.
-    ///
-    /// # Errors
-    /// Another format, or damaged.
-    pub fn decode(bytes: &[u8]) -> Result<State, DecodeError> {
-        decode(bytes)
-    }
-
-    /// SHA-256 over everything but `seq`: equal on nodes that have taken the same decisions.
-    pub fn hash(&self) -> [u8; 32] {
-        let mut content = self.clone();
-        content.seq = 0;
-        Sha256::digest(content.encode()).into()
     }
 
     /// The last entry that was applied.
@@ -181,7 +138,7 @@ impl State {
     }
 
     /// All VMs, by number.
-    pub fn vms(&self) -> impl ExactSizeIterator<Item = &Arc<Vm>> {
+    pub fn vms(&self) -> impl ExactSizeIterator<Item = &Arc<Vm>> + DoubleEndedIterator {
         self.vms.values()
     }
 
@@ -199,9 +156,14 @@ impl State {
         })
     }
 
-    /// The entry that last changed which VMs there are and what they are called.
-    pub fn vms_seq(&self) -> u64 {
-        self.vms_seq
+    /// The owner of a VM, for the rights on it.
+    pub fn owner_of(&self, id: VmId) -> Option<&str> {
+        self.vms.get(&id).map(|vm| vm.owner.as_str())
+    }
+
+    /// What changed last among the objects of a kind.
+    pub fn directory(&self, kind: Kind) -> Directory {
+        self.directories.get(&kind).copied().unwrap_or_default()
     }
 
     /// A node.
@@ -257,17 +219,6 @@ impl State {
     /// The last applied (boot, n) of a node.
     pub fn last_of(&self, node: NodeId) -> Option<(u64, u64)> {
         self.submitters.get(&node).copied()
-    }
-
-    /// May this user do this to an object of this owner? The mode bits are made by this, and `apply` asks it again.
-    pub fn may(&self, user: &str, owner: Option<&str>, operation: Operation) -> bool {
-        let role = self.users.get(user).map(|u| u.role);
-        match operation {
-            Operation::Read => true,
-            Operation::Create => role >= Some(Role::Operator),
-            Operation::Control => role == Some(Role::Admin) || (role == Some(Role::Operator) && owner == Some(user)),
-            Operation::Administer => role == Some(Role::Admin),
-        }
     }
 }
 

@@ -1,8 +1,14 @@
 //! The node: a machine of the cluster, as the state machine knows it.
 
-use super::NodeId;
+use super::apply::Work;
+use super::event::{Event, Subject, What};
+use super::{History, NodeId, Reply};
 use crate::clock::HybridTime;
+use crate::text::{Refusal, name};
 use serde::{Deserialize, Serialize};
+
+/// The longest boot_id, in bytes: a UUID in text is 36.
+pub const HOST_BOOT_BYTES_MAX: usize = 64;
 
 /// A machine of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,4 +35,77 @@ pub struct Node {
     pub changed: HybridTime,
     /// The entry that last changed it.
     pub changed_seq: u64,
+    /// Its last events.
+    pub history: History,
+}
+
+impl Node {
+    /// One that has never been up.
+    pub(super) fn new(id: NodeId, name: &str, now: HybridTime, seq: u64) -> Node {
+        Node {
+            id,
+            name: name.to_owned(),
+            up: false,
+            host_boot: String::new(),
+            hypervisor: String::new(),
+            memory_bytes: 0,
+            cpus: 0,
+            newest_stamp: now,
+            version: 1,
+            changed: now,
+            changed_seq: seq,
+            history: History::default(),
+        }
+    }
+
+    /// Its last events, oldest first, at most [`super::HISTORY_MAX`].
+    pub fn events(&self) -> impl Iterator<Item = Event> {
+        let subject = Subject::Node(self.id);
+        self.history.iter().map(move |(seq, at, what)| Event { seq, at, subject: subject.clone(), what })
+    }
+}
+
+/// What a node says when it comes up.
+pub(super) struct NodeReport<'c> {
+    pub(super) host_boot: &'c str,
+    pub(super) hypervisor: &'c str,
+    pub(super) memory_bytes: u64,
+    pub(super) cpus: u32,
+}
+
+impl Work<'_> {
+    pub(super) fn node_up(&mut self, report: &NodeReport<'_>) -> Result<Reply, Refusal> {
+        if report.host_boot.is_empty() || report.host_boot.len() > HOST_BOOT_BYTES_MAX {
+            return Err(Refusal::invalid(format!("invalid boot_id: it has 1 to {HOST_BOOT_BYTES_MAX} bytes")));
+        }
+        name::check(report.hypervisor)?;
+        let mut earlier_boot = String::new();
+        let reply = self.change_node(What::Up, |node| {
+            node.up = true;
+            earlier_boot = std::mem::replace(&mut node.host_boot, report.host_boot.to_owned());
+            report.hypervisor.clone_into(&mut node.hypervisor);
+            (node.memory_bytes, node.cpus) = (report.memory_bytes, report.cpus);
+        })?;
+        if !earlier_boot.is_empty() && earlier_boot != report.host_boot {
+            self.host_rebooted(self.node)?;
+        }
+        Ok(reply)
+    }
+
+    pub(super) fn node_down(&mut self) -> Result<Reply, Refusal> {
+        self.change_node(What::Down, |node| node.up = false)
+    }
+
+    fn change_node(&mut self, what: What, change: impl FnOnce(&mut Node)) -> Result<Reply, Refusal> {
+        let (id, now, seq) = (self.node, self.state.now, self.seq);
+        let Some(node) = self.state.nodes.get_mut(&id) else {
+            return Err(Refusal::not_found(format!("node {id} was not found")));
+        };
+        change(node);
+        node.version += 1;
+        (node.changed, node.changed_seq) = (now, seq);
+        node.history.push(seq, now, &what);
+        self.event(Subject::Node(id), what);
+        Ok(Reply::Done)
+    }
 }

@@ -1,25 +1,33 @@
 //! Which node a VM goes to.
 
-use super::{NodeId, State, Vm};
+use super::{Node, NodeId, State, Vm};
 use crate::text::{Refusal, size};
+use std::cmp::Reverse;
 
-/// The node where it is, if there is room; else the one with the most free memory, the lowest number among equals.
+/// The node for the next generation of a VM: the one where it has been before, because what it has written is there; else
+/// of those that are up the one with the most free memory, the lowest number among equals.
 ///
 /// # Errors
 /// ENOSPC with figures.
 pub(super) fn place(state: &State, vm: &Vm) -> Result<NodeId, Refusal> {
     let wanted = vm.spec.memory_bytes;
-    let free = |node: NodeId| {
-        let offered = state.node(node).filter(|n| n.up).map(|n| n.memory_bytes);
-        // What it has promised to this very VM (a restart) is room for it.
-        let own = if vm.node == Some(node) { vm.promised_bytes } else { 0 };
-        offered.map(|bytes| bytes.saturating_sub(state.memory_promised(node).saturating_sub(own)))
-    };
-    if let Some(node) = vm.node.filter(|n| free(*n).is_some_and(|f| f >= wanted)) {
-        return Ok(node);
+    if let Some(node) = vm.node.and_then(|id| state.node(id)) {
+        let free = free_bytes(state, node, vm);
+        return match (node.up, free >= wanted) {
+            (true, true) => Ok(node.id),
+            (true, false) => Err(Refusal::no_space(format!(
+                "no capacity: it wants {} of memory, and node {}, where its data is, has {} left",
+                size::print(wanted),
+                node.name,
+                size::print(free)
+            ))),
+            (false, _) => {
+                Err(Refusal::no_space(format!("no capacity: node {}, where its data is, is down", node.name)))
+            }
+        };
     }
-    let candidates = state.nodes().filter_map(|n| Some((free(n.id)?, n.id)));
-    match candidates.max_by_key(|(free, id)| (*free, std::cmp::Reverse(*id))) {
+    let candidates = state.nodes().filter(|n| n.up).map(|n| (free_bytes(state, n, vm), n.id));
+    match candidates.max_by_key(|(free, id)| (*free, Reverse(*id))) {
         Some((free, id)) if free >= wanted => Ok(id),
         Some((free, _)) => Err(Refusal::no_space(format!(
             "no capacity: it wants {} of memory, and the node with the most room has {} left",
@@ -28,4 +36,11 @@ pub(super) fn place(state: &State, vm: &Vm) -> Result<NodeId, Refusal> {
         ))),
         None => Err(Refusal::no_space("no capacity: no node is up")),
     }
+}
+
+/// The memory of a node that nobody else was promised, in bytes.
+fn free_bytes(state: &State, node: &Node, vm: &Vm) -> u64 {
+    let own = if vm.node == Some(node.id) { vm.promised_bytes } else { 0 };
+    let others = state.memory_promised(node.id).saturating_sub(own);
+    node.memory_bytes.saturating_sub(others)
 }

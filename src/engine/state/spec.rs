@@ -1,6 +1,7 @@
 //! What may be asked of a VM: its attributes, their bounds and defaults.
 
-use crate::text::{Refusal, duration, size};
+use super::words::words;
+use crate::text::{Refusal, duration, name, size};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -52,44 +53,19 @@ pub struct SpecChanges {
     pub grace_ms: Option<u64>,
 }
 
-/// `restart=`: what happens when a VM that should run has ended.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Restart {
-    /// It stays `failed` or `stopped`.
-    Never,
-    /// A crash starts it again, with a growing pause; its own power-off stops it.
-    #[default]
-    OnFailure,
-    /// It is started again whatever ended it, unless a user stopped it.
-    Always,
-}
-
-impl Restart {
-    /// The words, in the order in which an error lists them.
-    pub const WORDS: &[&str] = &["never", "on-failure", "always"];
-}
-
-impl std::fmt::Display for Restart {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Restart::Never => "never",
-            Restart::OnFailure => "on-failure",
-            Restart::Always => "always",
-        })
+words!(
+    /// `restart=`: what happens when a VM that should run has ended.
+    #[derive(Default)]
+    Restart: "restart policy" {
+        /// It stays `failed` or `stopped`.
+        Never = "never",
+        /// A crash starts it again, with a growing pause; its own power-off stops it.
+        #[default]
+        OnFailure = "on-failure",
+        /// It is started again whatever ended it, unless a user stopped it.
+        Always = "always",
     }
-}
-
-impl std::str::FromStr for Restart {
-    type Err = Refusal;
-    fn from_str(word: &str) -> Result<Restart, Refusal> {
-        match word {
-            "never" => Ok(Restart::Never),
-            "on-failure" => Ok(Restart::OnFailure),
-            "always" => Ok(Restart::Always),
-            _ => Err(crate::text::unknown("restart policy", word, Restart::WORDS)),
-        }
-    }
-}
+);
 
 impl Default for VmSpec {
     fn default() -> VmSpec {
@@ -112,35 +88,29 @@ impl VmSpec {
     /// # Errors
     /// EINVAL: which is not, and what is allowed.
     pub fn check(&self) -> Result<(), Refusal> {
-        let bytes = |key: &str, bytes: u64, within: &RangeInclusive<u64>| {
-            if !within.contains(&bytes) {
-                let (least, most) = (size::print(*within.start()), size::print(*within.end()));
-                return Err(Refusal::invalid(format!(
-                    "invalid {key}={}: {least} to {most} is allowed",
-                    size::print(bytes)
-                )));
-            }
-            if !bytes.is_multiple_of(UNIT_BYTES) {
-                return Err(Refusal::invalid(format!(
-                    "invalid {key}={}: it must be a multiple of 1M",
-                    size::print(bytes)
-                )));
-            }
-            Ok(())
-        };
+        name::check(&self.image).map_err(|r| Refusal::invalid(format!("image: {}", r.sentence)))?;
+        name::check(self.pool()).map_err(|r| Refusal::invalid(format!("pool: {}", r.sentence)))?;
         if !CPUS.contains(&self.cpus) {
             let (least, most) = (CPUS.start(), CPUS.end());
             return Err(Refusal::invalid(format!("invalid cpus={}: {least} to {most} is allowed", self.cpus)));
         }
-        bytes("memory", self.memory_bytes, &MEMORY_BYTES)?;
+        check_bytes("memory", self.memory_bytes, &MEMORY_BYTES)?;
         if let Some(disk_bytes) = self.disk_bytes {
-            bytes("disk", disk_bytes, &DISK_BYTES)?;
+            check_bytes("disk", disk_bytes, &DISK_BYTES)?;
         }
-        if !GRACE_MS.contains(&self.grace_ms) {
-            let (given, most) = (duration::print(self.grace_ms), duration::print(*GRACE_MS.end()));
-            return Err(Refusal::invalid(format!("invalid grace={given}: 0s to {most} is allowed")));
+        VmSpec::check_grace(self.grace_ms)
+    }
+
+    /// Is this grace within [`GRACE_MS`]?
+    ///
+    /// # Errors
+    /// EINVAL: what is allowed.
+    pub fn check_grace(grace_ms: u64) -> Result<(), Refusal> {
+        if GRACE_MS.contains(&grace_ms) {
+            return Ok(());
         }
-        Ok(())
+        let (given, most) = (duration::print(grace_ms), duration::print(*GRACE_MS.end()));
+        Err(Refusal::invalid(format!("invalid grace={given}: 0s to {most} is allowed")))
     }
 
     /// The pool's name.
@@ -161,4 +131,16 @@ impl VmSpec {
         spec.grace_ms = changes.grace_ms.unwrap_or(spec.grace_ms);
         spec
     }
+}
+
+fn check_bytes(key: &str, bytes: u64, within: &RangeInclusive<u64>) -> Result<(), Refusal> {
+    let invalid = |why: String| Err(Refusal::invalid(format!("invalid {key}={}: {why}", size::print(bytes))));
+    if !within.contains(&bytes) {
+        let (least, most) = (size::print(*within.start()), size::print(*within.end()));
+        return invalid(format!("{least} to {most} is allowed"));
+    }
+    if !bytes.is_multiple_of(UNIT_BYTES) {
+        return invalid(format!("it must be a multiple of {}", size::print(UNIT_BYTES)));
+    }
+    Ok(())
 }

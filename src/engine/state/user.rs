@@ -1,23 +1,30 @@
 //! The user, and what a role may do.
 
-use super::UserId;
+use super::apply::Work;
+use super::words::words;
+use super::{Reply, State, Subject, UserId, What};
 use crate::clock::HybridTime;
-use crate::text::Refusal;
+use crate::text::attrs::shown;
+use crate::text::{Refusal, name};
 use serde::{Deserialize, Serialize};
 
 /// The name of whoever the cluster doesn't know: may read what all may read.
 pub const NOBODY: &str = "none";
 
-/// What a user may do; each role may do what the ones before it may.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum Role {
-    /// Read what all may read.
-    Viewer,
-    /// Make objects, and change their own.
-    Operator,
-    /// Everything.
-    Admin,
-}
+words!(
+    /// What a user may do; each role may do what the ones before it may.
+    Role: "role" {
+        /// Read what all may read.
+        Viewer = "viewer",
+        /// Make objects, and change their own.
+        Operator = "operator",
+        /// Everything.
+        Admin = "admin",
+    }
+);
+
+/// The most users of a cluster.
+pub const USERS_MAX: usize = 65_536;
 
 /// What somebody wants to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,33 +37,6 @@ pub enum Operation {
     Control,
     /// Change what belongs to the cluster: nodes, images, pools, users.
     Administer,
-}
-
-impl Role {
-    /// The words, in the order in which an error lists them.
-    pub const WORDS: &[&str] = &["viewer", "operator", "admin"];
-}
-
-impl std::fmt::Display for Role {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Role::Viewer => "viewer",
-            Role::Operator => "operator",
-            Role::Admin => "admin",
-        })
-    }
-}
-
-impl std::str::FromStr for Role {
-    type Err = Refusal;
-    fn from_str(word: &str) -> Result<Role, Refusal> {
-        match word {
-            "viewer" => Ok(Role::Viewer),
-            "operator" => Ok(Role::Operator),
-            "admin" => Ok(Role::Admin),
-            _ => Err(crate::text::unknown("role", word, Role::WORDS)),
-        }
-    }
 }
 
 /// Somebody whom the cluster knows.
@@ -74,4 +54,52 @@ pub struct User {
     pub changed: HybridTime,
     /// The entry that last changed them.
     pub changed_seq: u64,
+}
+
+impl State {
+    /// May this user do this to an object of this owner? The mode bits are made by this, and `apply` asks it again.
+    pub fn may(&self, user: &str, owner: Option<&str>, operation: Operation) -> bool {
+        let role = self.users.get(user).map(|u| u.role);
+        match operation {
+            Operation::Read => true,
+            Operation::Create => role >= Some(Role::Operator),
+            Operation::Control => role == Some(Role::Admin) || (role == Some(Role::Operator) && owner == Some(user)),
+            Operation::Administer => role == Some(Role::Admin),
+        }
+    }
+}
+
+impl Work<'_> {
+    pub(super) fn user_set(&mut self, called: &str, role: Role, uid: Option<u32>) -> Result<Reply, Refusal> {
+        name::check(called)?;
+        if called == NOBODY {
+            let sentence = format!("invalid name '{NOBODY}': it stands for whoever the cluster doesn't know");
+            return Err(Refusal::invalid(sentence));
+        }
+        if let Some(other) = uid.and_then(|uid| self.state.user_with_uid(uid)).filter(|u| u.name != called) {
+            return Err(Refusal::exists(format!("the uid exists already: it is user '{}'s", shown(&other.name))));
+        }
+        let known = self.state.users.get(called).cloned();
+        if known.as_ref().is_some_and(|u| u.role == role && u.uid == uid) {
+            return Ok(Reply::Unchanged);
+        }
+        let is_admin = |u: &User| u.role == Role::Admin;
+        if role != Role::Admin
+            && known.as_ref().is_some_and(is_admin)
+            && self.state.users.values().filter(|u| is_admin(u)).count() == 1
+        {
+            return Err(Refusal::busy(format!("user '{called}' is busy being the last admin: make another one first")));
+        }
+        if known.is_none() && self.state.users.len() >= USERS_MAX {
+            return Err(Refusal::no_space(format!("no capacity: {USERS_MAX} users are the most")));
+        }
+        let id = known.as_ref().map_or(UserId(self.state.last_user + 1), |u| u.id);
+        self.state.last_user = self.state.last_user.max(id.0);
+        let user = User { id, name: called.to_owned(), role, uid, changed: self.state.now, changed_seq: self.seq };
+        self.state.users.insert(called.to_owned(), user);
+        let (what, reply) =
+            if known.is_some() { (What::Set, Reply::Done) } else { (What::Created, Reply::Created(id.0)) };
+        self.event(Subject::User(called.into()), what);
+        Ok(reply)
+    }
 }

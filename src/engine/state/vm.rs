@@ -15,15 +15,17 @@
 //!   delete: defined ─▶ gone;  stopped, failed ─▶ deleting ─Removed─▶ gone;  else EBUSY
 //! ```
 //!
-//! Verbs set what is desired, the agent's reports say what is. Each start has a generation; a report about another one is
-//! refused. What an end leads to depends on `restart=` and on what is desired:
+//! Verbs set what is desired, the agent's reports say what is. Each start has a generation, and a report about another
+//! generation is refused: the agent ends what is left of an older one before it begins, and says nothing of that.
 //!
-//! | while            | PoweredOff                                | Failed, Ended                                     |
-//! |------------------|-------------------------------------------|---------------------------------------------------|
-//! | stopping         | stopped, or starting if that is desired   | the same                                          |
-//! | starting/running | `always`: starting; else desired stopped  | failed; then starting when the retry is due       |
+//! Every pair of a state and what can happen to it is in this table, which the tests walk:
+//! ```text
+#![doc = include_str!("transitions.txt")]
+//! ```
 
-use super::{NodeId, Restart, VmId, VmReport, VmSpec, What};
+use super::event::{Event, Subject, What, bounded};
+use super::words::words;
+use super::{History, NodeId, Restart, VmId, VmReport, VmSpec};
 use crate::clock::HybridTime;
 use crate::text::Refusal;
 use serde::{Deserialize, Serialize};
@@ -36,29 +38,18 @@ pub const FAILURES_MAX: u32 = 10;
 pub const RETRY_FIRST_MS: u64 = 1_000;
 /// The longest pause before a retry, in milliseconds.
 pub const RETRY_MOST_MS: u64 = 60_000;
+/// A VM that ran for so many milliseconds has worked: the failures before that don't count any more. Ten of the longest
+/// pauses; a guest that crashes whenever it has come up is not taken for one that works.
+pub const STEADY_MS: u64 = 600_000;
+/// A guest that powers itself off sooner than this after its start, in milliseconds, has failed in the eyes of
+/// `restart=always`: else one that can't boot would be started as fast as the machine can.
+pub const QUICK_MS: u64 = 10_000;
 /// The longest error sentence that is kept, in bytes.
 pub const ERROR_BYTES_MAX: usize = 1_024;
 
-macro_rules! words {
-    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $word:literal),* $(,)? }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        pub enum $name { $($(#[$vdoc])* $variant),* }
-        impl $name {
-            /// All of them.
-            pub const ALL: &[$name] = &[$($name::$variant),*];
-        }
-        impl std::fmt::Display for $name {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.pad(match self { $($name::$variant => $word),* })
-            }
-        }
-    };
-}
-
 words!(
     /// What the user wants.
-    Desired {
+    Desired: "desired state" {
         /// Running.
         Running = "running",
         /// There, CPUs stopped.
@@ -71,7 +62,7 @@ words!(
 );
 words!(
     /// What is, as far as the agents have reported.
-    Actual {
+    Actual: "state" {
         /// Never started.
         Defined = "defined",
         /// The agent is at work on it.
@@ -110,7 +101,7 @@ pub struct Vm {
     pub generation: u64,
     /// Counts the changes of this object; `version=` compares it.
     pub version: u64,
-    /// Where it is placed.
+    /// Where it is placed, from its first start to its end.
     pub node: Option<NodeId>,
     /// Memory promised to it there, in bytes; 0 when it holds none.
     pub promised_bytes: u64,
@@ -136,34 +127,56 @@ pub struct Vm {
     pub changed: HybridTime,
     /// The entry that last changed it.
     pub changed_seq: u64,
-    /// Its last events: (seq, time, what), at most [`super::event::HISTORY_MAX`].
-    pub history: Vec<(u64, HybridTime, What)>,
+    /// Its last events.
+    pub history: History,
 }
 
 /// What a verb or a report leads to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum Change {
     /// It was so already.
-    Unchanged,
+    Nothing,
     /// It is so now.
-    Changed(What),
-    /// A new generation is to begin: place it.
+    Now(What),
+    /// The next generation is to begin: place it.
     Begin,
     /// It is to vanish.
     Remove,
 }
 
-fn busy(sentence: String) -> Result<Step, Refusal> {
+fn busy(sentence: String) -> Result<Change, Refusal> {
     Err(Refusal::busy(sentence))
 }
 
-/// At most [`ERROR_BYTES_MAX`] of a sentence, cut between letters.
-pub(super) fn bounded(sentence: &str) -> Arc<str> {
-    let end = (0..=sentence.len().min(ERROR_BYTES_MAX)).rev().find(|i| sentence.is_char_boundary(*i)).unwrap_or(0);
-    sentence.get(..end).unwrap_or_default().into()
-}
-
 impl Vm {
+    /// One that was never started.
+    pub(super) fn new(id: VmId, name: Option<&str>, spec: &VmSpec, owner: &str, ip: IpAddr, now: HybridTime) -> Vm {
+        Vm {
+            id,
+            name: name.map(str::to_owned),
+            spec: spec.clone(),
+            owner: owner.to_owned(),
+            desired: Desired::Stopped,
+            actual: Actual::Defined,
+            generation: 0,
+            version: 0,
+            node: None,
+            promised_bytes: 0,
+            ip: Some(ip),
+            pid: None,
+            started: None,
+            guest_ready: false,
+            error: None,
+            failures: 0,
+            retry_at_ms: None,
+            stop_grace_ms: spec.grace_ms,
+            created: now,
+            changed: now,
+            changed_seq: 0,
+            history: History::default(),
+        }
+    }
+
     /// Is it as it was asked to be, or failed with no retry due? `wait` waits for this.
     pub fn settled(&self) -> bool {
         match (self.desired, self.actual) {
@@ -179,7 +192,13 @@ impl Vm {
         matches!(self.actual, Actual::Starting | Actual::Running | Actual::Paused | Actual::Stopping)
     }
 
-    /// "vm 42".
+    /// Its last events, oldest first, at most [`super::HISTORY_MAX`].
+    pub fn events(&self) -> impl Iterator<Item = Event> {
+        let subject = Subject::Vm(self.id);
+        self.history.iter().map(move |(seq, at, what)| Event { seq, at, subject: subject.clone(), what })
+    }
+
+    /// `vm 42 (web)`.
     fn called(&self) -> String {
         match &self.name {
             Some(name) => format!("vm {} ({name})", self.id),
@@ -187,182 +206,219 @@ impl Vm {
         }
     }
 
-    pub(super) fn start(&mut self) -> Result<Step, Refusal> {
+    pub(super) fn start(&mut self) -> Result<Change, Refusal> {
         match self.actual {
-            Actual::Defined | Actual::Stopped | Actual::Failed => {
-                (self.desired, self.failures, self.error) = (Desired::Running, 0, None);
-                Ok(Step::Begin)
-            }
-            // What starts or runs goes on; what is being ended is started again after its end.
+            Actual::Defined | Actual::Stopped | Actual::Failed => Ok(self.begin_afresh()),
+            // What starts or runs goes on; what is paused is resumed; what is being ended is started again after its end.
             Actual::Starting | Actual::Running | Actual::Paused | Actual::Stopping => Ok(self.desire(Desired::Running)),
-            Actual::Deleting => busy(format!("{} is being deleted", self.called())),
+            Actual::Deleting => self.being_deleted(),
         }
-    }
-
-    fn desire(&mut self, desired: Desired) -> Step {
-        if self.desired == desired {
-            return Step::Unchanged;
-        }
-        self.desired = desired;
-        Step::Changed(match desired {
-            Desired::Running if self.actual == Actual::Stopping => What::Starting { generation: self.generation + 1 },
-            Desired::Running => What::Resuming,
-            Desired::Paused => What::Pausing,
-            Desired::Stopped | Desired::Deleted => What::Stopping,
-        })
     }
 
     /// `grace_ms`: 0 is a kill.
-    pub(super) fn stop(&mut self, grace_ms: u64) -> Result<Step, Refusal> {
+    pub(super) fn stop(&mut self, grace_ms: u64) -> Result<Change, Refusal> {
         match self.actual {
             Actual::Starting | Actual::Running | Actual::Paused => {
                 (self.desired, self.actual, self.stop_grace_ms) = (Desired::Stopped, Actual::Stopping, grace_ms);
-                Ok(Step::Changed(What::Stopping))
+                Ok(Change::Now(What::Stopping))
             }
             Actual::Stopping => {
                 let sooner = grace_ms < self.stop_grace_ms;
                 let unchanged = self.desired == Desired::Stopped && !sooner;
                 self.desired = Desired::Stopped;
                 self.stop_grace_ms = self.stop_grace_ms.min(grace_ms);
-                Ok(if unchanged { Step::Unchanged } else { Step::Changed(What::Stopping) })
+                Ok(if unchanged { Change::Nothing } else { Change::Now(What::Stopping) })
             }
             Actual::Failed => {
-                (self.desired, self.actual, self.retry_at_ms, self.promised_bytes) =
-                    (Desired::Stopped, Actual::Stopped, None, 0);
-                Ok(Step::Changed(What::Stopped))
+                self.desired = Desired::Stopped;
+                Ok(self.ended())
             }
-            Actual::Defined | Actual::Stopped => Ok(Step::Unchanged),
-            Actual::Deleting => busy(format!("{} is being deleted", self.called())),
+            Actual::Defined | Actual::Stopped => Ok(Change::Nothing),
+            Actual::Deleting => self.being_deleted(),
         }
     }
 
-    pub(super) fn restart(&mut self) -> Result<Step, Refusal> {
+    pub(super) fn restart(&mut self) -> Result<Change, Refusal> {
         match self.actual {
-            Actual::Starting | Actual::Running | Actual::Paused => {
-                (self.desired, self.failures, self.error) = (Desired::Running, 0, None);
-                Ok(Step::Begin)
-            }
+            Actual::Starting | Actual::Running | Actual::Paused => Ok(self.begin_afresh()),
             Actual::Stopping => busy(format!("{} is stopping and busy: wait for it, then start it", self.called())),
             Actual::Defined | Actual::Stopped | Actual::Failed => {
                 busy(format!("{} is {}, so it can't be restarted (busy): start it", self.called(), self.actual))
             }
-            Actual::Deleting => busy(format!("{} is being deleted", self.called())),
+            Actual::Deleting => self.being_deleted(),
         }
     }
 
-    pub(super) fn pause(&mut self) -> Result<Step, Refusal> {
+    pub(super) fn pause(&mut self) -> Result<Change, Refusal> {
         match self.actual {
-            Actual::Running | Actual::Paused => Ok(self.desire(Desired::Paused)),
+            Actual::Starting | Actual::Running | Actual::Paused => Ok(self.desire(Desired::Paused)),
+            Actual::Deleting => self.being_deleted(),
             actual => busy(format!("{} is {actual} and can't be paused (busy): only a running one can", self.called())),
         }
     }
 
-    pub(super) fn resume(&mut self) -> Result<Step, Refusal> {
+    pub(super) fn resume(&mut self) -> Result<Change, Refusal> {
         match self.actual {
-            Actual::Running | Actual::Paused => Ok(self.desire(Desired::Running)),
+            Actual::Starting | Actual::Running | Actual::Paused => Ok(self.desire(Desired::Running)),
+            Actual::Deleting => self.being_deleted(),
             actual => busy(format!("{} is {actual} and can't be resumed (busy): only a paused one can", self.called())),
         }
     }
 
-    pub(super) fn delete(&mut self) -> Result<Step, Refusal> {
+    pub(super) fn delete(&mut self) -> Result<Change, Refusal> {
         match self.actual {
             // No node has anything of it.
-            Actual::Defined => Ok(Step::Remove),
-            Actual::Stopped | Actual::Failed if self.node.is_none() => Ok(Step::Remove),
+            Actual::Defined => Ok(Change::Remove),
             Actual::Stopped | Actual::Failed => {
                 (self.desired, self.actual, self.retry_at_ms) = (Desired::Deleted, Actual::Deleting, None);
                 (self.promised_bytes, self.name) = (0, None);
-                Ok(Step::Changed(What::Deleting))
+                Ok(Change::Now(What::Deleting))
             }
-            Actual::Deleting => Ok(Step::Unchanged),
+            Actual::Deleting => Ok(Change::Nothing),
             actual => busy(format!("{} is {actual} and so it is busy: stop it first", self.called())),
         }
     }
 
+    /// Takes a name and a spec that have been checked. What the machine is made of takes effect at its next start.
+    pub(super) fn set(&mut self, name: Option<String>, spec: VmSpec) -> Result<Change, Refusal> {
+        if self.actual == Actual::Deleting {
+            return self.being_deleted();
+        }
+        if (&self.name, &self.spec) == (&name, &spec) {
+            return Ok(Change::Nothing);
+        }
+        (self.name, self.spec) = (name, spec);
+        if self.spec.restart == Restart::Never && self.retry_at_ms.take().is_some() {
+            self.promised_bytes = 0;
+        }
+        Ok(Change::Now(What::Set))
+    }
+
     /// What the agent of its node saw of the current generation.
-    pub(super) fn report(&mut self, report: &VmReport, now: HybridTime) -> Result<Step, Refusal> {
+    pub(super) fn report(&mut self, report: &VmReport, now: HybridTime) -> Result<Change, Refusal> {
         let generation = self.generation;
         match (report, self.actual) {
             (VmReport::Started { pid }, Actual::Starting) => {
                 (self.actual, self.pid, self.started) = (Actual::Running, Some(*pid), Some(now));
-                Ok(Step::Changed(What::Running { generation }))
+                Ok(Change::Now(What::Running { generation }))
             }
             (VmReport::GuestReady, Actual::Running | Actual::Paused) if !self.guest_ready => {
-                (self.guest_ready, self.failures, self.error) = (true, 0, None);
-                Ok(Step::Changed(What::GuestReady { generation }))
+                (self.guest_ready, self.error) = (true, None);
+                Ok(Change::Now(What::GuestReady { generation }))
             }
             (VmReport::Paused, Actual::Running) => {
                 self.actual = Actual::Paused;
-                Ok(Step::Changed(What::Paused))
+                Ok(Change::Now(What::Paused))
             }
             (VmReport::Resumed, Actual::Paused) => {
                 self.actual = Actual::Running;
-                Ok(Step::Changed(What::Resumed))
+                Ok(Change::Now(What::Resumed))
             }
             (VmReport::PoweredOff | VmReport::Ended, Actual::Stopping) => Ok(self.ended()),
             (VmReport::Failed { sentence, .. }, Actual::Stopping) => {
-                self.error = Some(bounded(sentence));
+                self.error = Some(bounded(sentence, ERROR_BYTES_MAX));
                 Ok(self.ended())
             }
-            (VmReport::PoweredOff, Actual::Starting | Actual::Running | Actual::Paused) => {
-                if self.spec.restart == Restart::Always {
-                    self.desired = Desired::Running;
-                    return Ok(Step::Begin);
-                }
-                self.desired = Desired::Stopped;
-                Ok(self.ended())
-            }
+            (VmReport::PoweredOff, Actual::Starting | Actual::Running | Actual::Paused) => Ok(self.powered_off(now)),
             (VmReport::Ended, Actual::Starting | Actual::Running | Actual::Paused) => {
-                Ok(self.fail("its process was ended and nobody had asked for it", true, now))
+                Ok(self.fail("its process was ended, and nobody had asked for that here", true, now))
             }
             (VmReport::Failed { sentence, may_retry }, Actual::Starting | Actual::Running | Actual::Paused) => {
                 Ok(self.fail(sentence, *may_retry, now))
             }
-            (VmReport::RetryDue, Actual::Failed) if self.retry_at_ms.is_some() => Ok(Step::Begin),
-            (VmReport::Removed, Actual::Deleting) => Ok(Step::Remove),
-            (VmReport::Removed, actual) => Err(Refusal::invalid(format!(
-                "invalid report: {} is {actual} and can't have been removed",
-                self.called()
-            ))),
-            (VmReport::Trouble { sentence }, _) => {
-                let sentence = bounded(sentence);
-                self.error = Some(sentence.clone());
-                Ok(Step::Changed(What::Trouble(sentence)))
+            (VmReport::RetryDue, Actual::Failed) if self.retry_at_ms.is_some() => Ok(Change::Begin),
+            (VmReport::Removed, Actual::Deleting) => Ok(Change::Remove),
+            (VmReport::Removed, actual) => {
+                let sentence = format!("invalid report: {} is {actual} and can't have been removed", self.called());
+                Err(Refusal::invalid(sentence))
             }
-            _ => Ok(Step::Unchanged),
+            (VmReport::Trouble { sentence }, _) => {
+                self.error = Some(bounded(sentence, ERROR_BYTES_MAX));
+                Ok(Change::Now(What::trouble(sentence)))
+            }
+            // It says what is known already, or what a later event has overtaken.
+            _ => Ok(Change::Nothing),
         }
-    }
-
-    /// Its process is gone, as was asked for.
-    fn ended(&mut self) -> Step {
-        if matches!(self.desired, Desired::Running | Desired::Paused) {
-            return Step::Begin;
-        }
-        (self.actual, self.pid, self.started, self.guest_ready) = (Actual::Stopped, None, None, false);
-        (self.promised_bytes, self.retry_at_ms) = (0, None);
-        Step::Changed(What::Stopped)
-    }
-
-    /// Its process is gone, or never came, and nobody had asked for that.
-    pub(super) fn fail(&mut self, sentence: &str, may_retry: bool, now: HybridTime) -> Step {
-        let sentence = bounded(sentence);
-        self.failures = self.failures.saturating_add(1);
-        (self.actual, self.pid, self.started, self.guest_ready) = (Actual::Failed, None, None, false);
-        self.error = Some(sentence.clone());
-        let retried = may_retry && self.spec.restart != Restart::Never && self.failures < FAILURES_MAX;
-        let pause_ms = RETRY_FIRST_MS.saturating_mul(1 << self.failures.saturating_sub(1).min(16)).min(RETRY_MOST_MS);
-        self.retry_at_ms = retried.then(|| now.millis() + pause_ms);
-        if !retried {
-            self.promised_bytes = 0;
-        }
-        Step::Changed(What::Failed(sentence))
     }
 
     /// The host was booted anew: whatever process there was is gone.
-    pub(super) fn host_gone(&mut self) -> Step {
-        match self.actual {
-            Actual::Starting | Actual::Running | Actual::Paused | Actual::Stopping => self.ended(),
-            _ => Step::Unchanged,
+    pub(super) fn host_gone(&mut self) -> Change {
+        if self.active() { self.ended() } else { Change::Nothing }
+    }
+
+    /// A generation begins on this node.
+    pub(super) fn begin(&mut self, node: NodeId) -> What {
+        self.generation += 1;
+        self.actual = Actual::Starting;
+        (self.node, self.promised_bytes) = (Some(node), self.spec.memory_bytes);
+        (self.pid, self.started, self.guest_ready) = (None, None, false);
+        (self.retry_at_ms, self.stop_grace_ms) = (None, self.spec.grace_ms);
+        What::Starting { generation: self.generation }
+    }
+
+    /// Its process is gone, or never came, and nobody had asked for that.
+    pub(super) fn fail(&mut self, sentence: &str, may_retry: bool, now: HybridTime) -> Change {
+        if self.ran_ms(now).is_some_and(|ms| ms >= STEADY_MS) {
+            self.failures = 0;
         }
+        self.failures = self.failures.saturating_add(1);
+        (self.actual, self.pid, self.started, self.guest_ready) = (Actual::Failed, None, None, false);
+        self.error = Some(bounded(sentence, ERROR_BYTES_MAX));
+        let retried = may_retry && self.spec.restart != Restart::Never && self.failures < FAILURES_MAX;
+        let pause_ms = RETRY_FIRST_MS.saturating_mul(1 << self.failures.saturating_sub(1).min(16)).min(RETRY_MOST_MS);
+        self.retry_at_ms = retried.then(|| now.millis().saturating_add(pause_ms));
+        if !retried {
+            self.promised_bytes = 0;
+        }
+        Change::Now(What::failed(sentence))
+    }
+
+    /// A user wants it to begin: what was before doesn't count.
+    fn begin_afresh(&mut self) -> Change {
+        (self.desired, self.failures, self.error) = (Desired::Running, 0, None);
+        Change::Begin
+    }
+
+    fn desire(&mut self, desired: Desired) -> Change {
+        if self.desired == desired {
+            return Change::Nothing;
+        }
+        self.desired = desired;
+        Change::Now(match (desired, self.actual) {
+            (Desired::Running, Actual::Stopping) => What::StartingAgain,
+            (Desired::Running, _) => What::Resuming,
+            (Desired::Paused, _) => What::Pausing,
+            (Desired::Stopped | Desired::Deleted, _) => What::Stopping,
+        })
+    }
+
+    fn being_deleted(&self) -> Result<Change, Refusal> {
+        Err(Refusal::not_found(format!("vm {} was not found: it is being deleted", self.id)))
+    }
+
+    /// The guest powered itself off.
+    fn powered_off(&mut self, now: HybridTime) -> Change {
+        if self.spec.restart != Restart::Always {
+            self.desired = Desired::Stopped;
+            return self.ended();
+        }
+        match self.ran_ms(now) {
+            Some(ms) if ms >= QUICK_MS => Change::Begin,
+            _ => self.fail("the guest powered itself off as soon as it was started", true, now),
+        }
+    }
+
+    /// Its process is gone, as was asked for; or whoever asks for another one gets it.
+    fn ended(&mut self) -> Change {
+        if matches!(self.desired, Desired::Running | Desired::Paused) {
+            return Change::Begin;
+        }
+        (self.actual, self.pid, self.started, self.guest_ready) = (Actual::Stopped, None, None, false);
+        (self.promised_bytes, self.retry_at_ms) = (0, None);
+        Change::Now(What::Stopped)
+    }
+
+    fn ran_ms(&self, now: HybridTime) -> Option<u64> {
+        self.started.map(|started| now.millis().saturating_sub(started.millis()))
     }
 }

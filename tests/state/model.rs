@@ -1,0 +1,536 @@
+//! Random sequences of commands against a naive model: hash maps, no indexes, the table of transitions as it is written.
+
+use super::cluster::{BEGIN_MS, Cluster, NODE, NODE_MEMORY_BYTES, image, user};
+use super::steps::Step;
+use super::table::{Cells, sections};
+use super::transitions::{errno, row_of};
+use blixard::engine::state::{By, Command, Reply, Restart, Role, VmReport, VmSpec, VmVerb};
+use blixard::text::name::RESERVED;
+use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv4Addr};
+use std::rc::Rc;
+
+/// What a command gives: a reply, or the errno of a refusal.
+type Answer = Result<Reply, &'static str>;
+
+#[derive(Clone, Debug, PartialEq)]
+struct ModelVm {
+    name: Option<String>,
+    spec: VmSpec,
+    owner: String,
+    row: String,
+    generation: u64,
+    version: u64,
+    ip: IpAddr,
+    promised_bytes: u64,
+    failures: u32,
+    ready: bool,
+    started_ms: Option<u64>,
+    stop_grace_ms: u64,
+}
+
+#[derive(Clone, Default)]
+struct ModelPool {
+    first: u32,
+    last: u32,
+    leases: HashMap<u32, u64>,
+    quarantine: HashMap<u32, u64>,
+}
+
+#[derive(Clone)]
+struct Model {
+    table: Rc<BTreeMap<String, Cells>>,
+    now_ms: u64,
+    users: HashMap<String, (Role, Option<u32>)>,
+    images: HashMap<String, String>,
+    pools: HashMap<String, ModelPool>,
+    vms: HashMap<u64, ModelVm>,
+    keys: HashMap<(String, String), (u64, Command, Reply)>,
+    made: HashMap<&'static str, u64>,
+    up: bool,
+    boot: String,
+    memory_bytes: u64,
+}
+
+impl Model {
+    /// As [`Cluster::new`] leaves it.
+    fn new() -> Model {
+        let pool = |net: [u8; 4], last: u32| {
+            let net = u32::from(Ipv4Addr::from(net));
+            ModelPool { first: net + 2, last: net + last, ..ModelPool::default() }
+        };
+        let users = [
+            ("root", Role::Admin, 0),
+            ("ann", Role::Operator, 1),
+            ("bob", Role::Operator, 2),
+            ("eve", Role::Viewer, 3),
+        ];
+        Model {
+            table: Rc::new(sections()),
+            now_ms: BEGIN_MS,
+            users: users.into_iter().map(|(name, role, uid)| (name.to_owned(), (role, Some(uid)))).collect(),
+            images: HashMap::from([("tiny".to_owned(), "0".repeat(64))]),
+            pools: HashMap::from([("default".to_owned(), pool([10, 42, 0, 0], 65_534))]),
+            vms: HashMap::new(),
+            keys: HashMap::new(),
+            made: HashMap::from([("vm", 0), ("image", 1), ("pool", 1), ("user", 4)]),
+            up: true,
+            boot: "boot-1".to_owned(),
+            memory_bytes: NODE_MEMORY_BYTES,
+        }
+    }
+
+    fn all(&mut self, now_ms: u64, by: &By, commands: &[Command]) -> Result<Vec<Reply>, &'static str> {
+        self.now_ms = now_ms;
+        self.keys.retain(|_, (at_ms, ..)| *at_ms + 86_400_000 > now_ms);
+        let before = self.clone();
+        let answers: Result<Vec<Reply>, _> = commands.iter().map(|command| self.keyed(by, command)).collect();
+        if answers.is_err() {
+            *self = before;
+        }
+        answers
+    }
+
+    fn keyed(&mut self, by: &By, command: &Command) -> Answer {
+        let key = match command {
+            Command::VmNew { key, .. } => key.clone(),
+            Command::Vm { conditions, .. } => conditions.key.clone(),
+            _ => None,
+        };
+        let Some(key) = key else { return self.one(by, command) };
+        let name = (Self::name_of(by), key);
+        match self.keys.get(&name) {
+            Some((_, known, reply)) if known == command => Ok(reply.clone()),
+            Some(_) => Err("EEXIST"),
+            None => {
+                let reply = self.one(by, command)?;
+                self.keys.insert(name, (self.now_ms, command.clone(), reply.clone()));
+                Ok(reply)
+            }
+        }
+    }
+
+    fn name_of(by: &By) -> String {
+        match by {
+            By::User(name) => name.clone(),
+            By::Agent => "none".to_owned(),
+        }
+    }
+
+    fn role(&self, by: &By) -> Option<Role> {
+        self.users.get(&Self::name_of(by)).map(|(role, _)| *role)
+    }
+
+    fn need(&self, by: &By, role: Role) -> Result<(), &'static str> {
+        if self.role(by) >= Some(role) { Ok(()) } else { Err("EACCES") }
+    }
+
+    fn number(&mut self, kind: &'static str) -> Reply {
+        let last = self.made.get_mut(kind).unwrap();
+        *last += 1;
+        Reply::Created(*last)
+    }
+
+    fn one(&mut self, by: &By, command: &Command) -> Answer {
+        let agent = if *by == By::Agent { Ok(()) } else { Err("EACCES") };
+        match command {
+            Command::Init { .. } => Err("EEXIST"),
+            Command::Barrier => Ok(Reply::Done),
+            Command::NodeUp { host_boot, memory_bytes, .. } => agent.map(|()| self.node_up(host_boot, *memory_bytes)),
+            Command::NodeDown => agent.map(|()| {
+                self.up = false;
+                Reply::Done
+            }),
+            Command::VmNew { name, spec, .. } => self.vm_new(by, name.as_deref(), spec),
+            Command::Vm { vm, verb, conditions } => self.vm_verb(by, vm.0, verb, conditions.version),
+            Command::VmReport { vm, generation, report } => {
+                agent.and_then(|()| self.vm_report(vm.0, *generation, report))
+            }
+            Command::ImageRegister { name, sha256, .. } => {
+                agent.or_else(|_| self.need(by, Role::Admin))?;
+                Ok(match self.images.insert(name.clone(), sha256.clone()) {
+                    None => self.number("image"),
+                    Some(before) if before == *sha256 => Reply::Unchanged,
+                    Some(_) => Reply::Done,
+                })
+            }
+            Command::ImageForget { name } => {
+                self.need(by, Role::Admin)?;
+                if !self.images.contains_key(name) {
+                    return Err("ENOENT");
+                }
+                if self.vms.values().any(|vm| vm.spec.image == *name) {
+                    return Err("EBUSY");
+                }
+                self.images.remove(name);
+                Ok(Reply::Done)
+            }
+            Command::PoolNew { name, network, .. } => {
+                self.need(by, Role::Admin)?;
+                if self.pools.contains_key(name) {
+                    return Err("EEXIST");
+                }
+                let (ipnetwork::IpNetwork::V4(network), ..) = (network,) else { panic!("the model knows IPv4 only") };
+                let (first, last) = (u32::from(network.network()) + 2, u32::from(network.broadcast()) - 1);
+                self.pools.insert(name.clone(), ModelPool { first, last, ..ModelPool::default() });
+                Ok(self.number("pool"))
+            }
+            Command::PoolDelete { name } => {
+                self.need(by, Role::Admin)?;
+                if !self.pools.get(name).ok_or("ENOENT")?.leases.is_empty() {
+                    return Err("EBUSY");
+                }
+                self.pools.remove(name);
+                Ok(Reply::Done)
+            }
+            Command::UserSet { name, role, uid } => self.user_set(by, name, *role, *uid),
+        }
+    }
+
+    fn user_set(&mut self, by: &By, name: &str, role: Role, uid: Option<u32>) -> Answer {
+        self.need(by, Role::Admin)?;
+        if uid.is_some() && self.users.iter().any(|(other, (_, theirs))| other != name && *theirs == uid) {
+            return Err("EEXIST");
+        }
+        let known = self.users.get(name).copied();
+        let admins = self.users.values().filter(|(role, _)| *role == Role::Admin).count();
+        if known == Some((role, uid)) {
+            return Ok(Reply::Unchanged);
+        }
+        if known.is_some_and(|(before, _)| before == Role::Admin) && role != Role::Admin && admins == 1 {
+            return Err("EBUSY");
+        }
+        self.users.insert(name.to_owned(), (role, uid));
+        Ok(if known.is_some() { Reply::Done } else { self.number("user") })
+    }
+
+    fn node_up(&mut self, boot: &str, memory_bytes: u64) -> Reply {
+        (self.up, self.memory_bytes) = (true, memory_bytes);
+        if self.boot != boot {
+            boot.clone_into(&mut self.boot);
+            let mut ids: Vec<u64> = self.vms.keys().copied().collect();
+            ids.sort_unstable();
+            for id in ids {
+                let vm = self.vms[&id].clone();
+                let cell = self.cell(&vm, "host-reboot");
+                self.go(id, vm, &cell, true).unwrap();
+            }
+        }
+        Reply::Done
+    }
+
+    fn name_is_free(&self, name: &str, id: u64) -> Result<(), &'static str> {
+        if RESERVED.contains(&name) || name.bytes().all(|b| b.is_ascii_digit()) {
+            return Err("EINVAL");
+        }
+        let taken = self.vms.iter().any(|(other, vm)| *other != id && vm.name.as_deref() == Some(name));
+        if taken { Err("EEXIST") } else { Ok(()) }
+    }
+
+    fn vm_new(&mut self, by: &By, name: Option<&str>, spec: &VmSpec) -> Answer {
+        self.need(by, Role::Operator)?;
+        name.map_or(Ok(()), |name| self.name_is_free(name, 0))?;
+        if !self.images.contains_key(&spec.image) {
+            return Err("ENOENT");
+        }
+        let (now_ms, id) = (self.now_ms, self.made["vm"] + 1);
+        let pool = self.pools.get_mut(spec.pool.as_deref().unwrap_or("default")).ok_or("ENOENT")?;
+        pool.quarantine.retain(|_, until_ms| *until_ms > now_ms);
+        let wanted = spec.ip.map(|ip| match ip {
+            IpAddr::V4(v4) => u32::from(v4),
+            IpAddr::V6(_) => panic!("the model knows IPv4 only"),
+        });
+        let address = match wanted {
+            Some(ip) if pool.leases.contains_key(&ip) => return Err("EEXIST"),
+            Some(ip) if !(pool.first..=pool.last).contains(&ip) => return Err("EINVAL"),
+            Some(ip) => ip,
+            None => {
+                let free = |ip: &u32| !pool.leases.contains_key(ip) && !pool.quarantine.contains_key(ip);
+                (pool.first..=pool.last).find(free).ok_or("ENOSPC")?
+            }
+        };
+        pool.quarantine.remove(&address);
+        pool.leases.insert(address, id);
+        let vm = ModelVm {
+            name: name.map(str::to_owned),
+            spec: spec.clone(),
+            owner: Self::name_of(by),
+            row: "S/defined".to_owned(),
+            generation: 0,
+            version: 1,
+            ip: IpAddr::V4(address.into()),
+            promised_bytes: 0,
+            failures: 0,
+            ready: false,
+            started_ms: None,
+            stop_grace_ms: spec.grace_ms,
+        };
+        self.vms.insert(id, vm);
+        Ok(self.number("vm"))
+    }
+
+    /// What the table says, by the VM's restart policy.
+    fn cell(&self, vm: &ModelVm, column: &str) -> String {
+        let ran_ms = vm.started_ms.map_or(0, |at| self.now_ms - at);
+        let column = if column == "powered-off" && vm.spec.restart == Restart::Always && ran_ms >= 10_000 {
+            "powered-off-later"
+        } else {
+            column
+        };
+        let at = (vm.row.clone(), column.to_owned());
+        let policy = vm.spec.restart.to_string();
+        let general = if self.table["verbs"].contains_key(&at) { "verbs" } else { "reports" };
+        let special = self.table.get(&policy).and_then(|cells| cells.get(&at));
+        special
+            .or_else(|| self.table[general].get(&at))
+            .or_else(|| {
+                let at = (vm.row.clone(), "powered-off".to_owned());
+                self.table["reports"].get(&at)
+            })
+            .unwrap()
+            .clone()
+    }
+
+    fn vm_verb(&mut self, by: &By, id: u64, verb: &VmVerb, version: Option<u64>) -> Answer {
+        let mut vm = self.vms.get(&id).cloned().ok_or("ENOENT")?;
+        let role = self.role(by);
+        if !(role == Some(Role::Admin) || role == Some(Role::Operator) && vm.owner == Self::name_of(by)) {
+            return Err("EACCES");
+        }
+        if version.is_some_and(|version| version != vm.version) {
+            return Err("ESTALE");
+        }
+        let column = match verb {
+            VmVerb::Start => "start",
+            VmVerb::Stop { .. } => "stop",
+            VmVerb::Kill => "kill",
+            VmVerb::Restart => "restart",
+            VmVerb::Pause => "pause",
+            VmVerb::Resume => "resume",
+            VmVerb::Delete => "delete",
+            VmVerb::Set { .. } => "set",
+        };
+        let mut cell = self.cell(&vm, column);
+        let stopping = vm.row.ends_with("stopping");
+        match verb {
+            VmVerb::Stop { .. } | VmVerb::Kill
+                if vm.row.contains("ing") && !vm.row.contains("deleting") || vm.row.ends_with("paused") =>
+            {
+                let grace_ms = match verb {
+                    VmVerb::Stop { grace_ms } => grace_ms.unwrap_or(vm.spec.grace_ms),
+                    _ => 0,
+                };
+                let shorter = !stopping || grace_ms < vm.stop_grace_ms;
+                cell = if shorter || vm.row != "S/stopping" { "S/stopping" } else { "=" }.to_owned();
+                vm.stop_grace_ms = if stopping { grace_ms.min(vm.stop_grace_ms) } else { grace_ms };
+            }
+            VmVerb::Start if cell.ends_with('+') => vm.failures = 0,
+            VmVerb::Restart => vm.failures = 0,
+            VmVerb::Delete => vm.name = None,
+            VmVerb::Set { name, changes } => {
+                if let Some(name) = name.as_deref().filter(|name| !name.is_empty()) {
+                    self.name_is_free(name, id)?;
+                }
+                if changes.image.as_ref().is_some_and(|image| !self.images.contains_key(image)) {
+                    return Err("ENOENT");
+                }
+                let before = vm.clone();
+                if let Some(name) = name {
+                    vm.name = Some(name.clone()).filter(|name| !name.is_empty());
+                }
+                vm.spec = vm.spec.with(changes);
+                if cell != "ENOENT" && vm == before {
+                    cell = "=".to_owned();
+                } else if vm.spec.restart == Restart::Never {
+                    cell = cell.trim_end_matches('*').to_owned();
+                }
+            }
+            _ => {}
+        }
+        self.go(id, vm, &cell, false)
+    }
+
+    fn vm_report(&mut self, id: u64, generation: u64, report: &VmReport) -> Answer {
+        let mut vm = self.vms.get(&id).cloned().ok_or("ENOENT")?;
+        if vm.generation == 0 {
+            return Err("EACCES");
+        }
+        if vm.generation != generation {
+            return Err("ESTALE");
+        }
+        let column = match report {
+            VmReport::Started { .. } => "started",
+            VmReport::GuestReady => "ready",
+            VmReport::Paused => "paused",
+            VmReport::Resumed => "resumed",
+            VmReport::Failed { may_retry: true, .. } => "failed",
+            VmReport::Failed { may_retry: false, .. } => "failed-for-good",
+            VmReport::PoweredOff => "powered-off",
+            VmReport::Ended => "ended",
+            VmReport::RetryDue => "retry-due",
+            VmReport::Removed => "removed",
+            VmReport::Trouble { .. } => "trouble",
+        };
+        let mut cell = self.cell(&vm, column);
+        if *report == VmReport::GuestReady {
+            if vm.ready {
+                cell = "=".to_owned();
+            } else if cell != "=" {
+                vm.ready = true;
+            }
+        }
+        self.go(id, vm, &cell, true)
+    }
+
+    /// Goes where a cell leads.
+    fn go(&mut self, id: u64, mut vm: ModelVm, cell: &str, by_agent: bool) -> Answer {
+        match cell {
+            "=" => return Ok(Reply::Unchanged),
+            "gone" => {
+                let pool = self.pools.get_mut(vm.spec.pool.as_deref().unwrap_or("default")).unwrap();
+                let until_ms = self.now_ms + 60_000;
+                let held: Vec<u32> =
+                    pool.leases.iter().filter(|(_, holder)| **holder == id).map(|(ip, _)| *ip).collect();
+                for ip in held {
+                    pool.leases.remove(&ip);
+                    pool.quarantine.insert(ip, until_ms);
+                }
+                self.vms.remove(&id);
+                return Ok(Reply::Done);
+            }
+            errno if !errno.contains('/') => {
+                let known = ["EBUSY", "ENOENT", "EACCES", "EINVAL"].into_iter().find(|known| *known == errno);
+                return Err(known.unwrap());
+            }
+            _ => {}
+        }
+        let mut next = cell.trim_end_matches('+').to_owned();
+        vm.version += 1;
+        if cell.ends_with('+') {
+            let others: u64 = self.vms.iter().filter(|(other, _)| **other != id).map(|(_, vm)| vm.promised_bytes).sum();
+            if self.up && self.memory_bytes.saturating_sub(others) >= vm.spec.memory_bytes {
+                vm.generation += 1;
+                vm.promised_bytes = vm.spec.memory_bytes;
+                (vm.ready, vm.started_ms, vm.stop_grace_ms) = (false, None, vm.spec.grace_ms);
+            } else if by_agent {
+                let final_ = if vm.spec.restart == Restart::Never { "" } else { "*" };
+                next = format!("{}/failed{final_}", &next[..1]);
+                self.fails(&mut vm, &mut next);
+            } else {
+                return Err("ENOSPC");
+            }
+        } else if next.contains("/failed") && !vm.row.contains("/failed") {
+            self.fails(&mut vm, &mut next);
+        }
+        if next.ends_with("/running") && vm.row.ends_with("/starting") {
+            vm.started_ms = Some(self.now_ms);
+        }
+        if next.ends_with("/stopped") {
+            (vm.ready, vm.started_ms) = (false, None);
+        }
+        if next.ends_with("/stopped") || next.ends_with("/failed") || next.ends_with("/deleting") {
+            vm.promised_bytes = 0;
+        }
+        vm.row = next;
+        self.vms.insert(id, vm);
+        Ok(Reply::Done)
+    }
+
+    fn fails(&self, vm: &mut ModelVm, next: &mut String) {
+        if vm.started_ms.is_some_and(|at| self.now_ms - at >= 600_000) {
+            vm.failures = 0;
+        }
+        vm.failures += 1;
+        (vm.ready, vm.started_ms) = (false, None);
+        if vm.failures >= 10 {
+            *next = next.trim_end_matches('*').to_owned();
+        }
+    }
+}
+
+/// What of a cluster the model knows.
+fn seen(cluster: &Cluster) -> Vec<(u64, ModelVm)> {
+    let model = |vm: &blixard::engine::state::Vm| ModelVm {
+        name: vm.name.clone(),
+        spec: vm.spec.clone(),
+        owner: vm.owner.clone(),
+        row: row_of(vm),
+        generation: vm.generation,
+        version: vm.version,
+        ip: vm.ip.unwrap(),
+        promised_bytes: vm.promised_bytes,
+        failures: vm.failures,
+        ready: vm.guest_ready,
+        started_ms: vm.started.map(|at| at.millis()),
+        stop_grace_ms: vm.stop_grace_ms,
+    };
+    cluster.state.vms().map(|vm| (vm.id.0, model(vm))).collect()
+}
+
+/// Plays the steps, and compares each with the model.
+pub fn play(steps: &[Step]) -> Cluster {
+    let (mut cluster, mut model) = (Cluster::new(), Model::new());
+    for step in steps {
+        cluster.now_ms += step.wait_ms;
+        let commands = step.commands(&cluster);
+        let shown: Vec<String> = commands.iter().map(ToString::to_string).collect();
+        let outcome = cluster.all(step.by.clone(), commands.clone()).map_err(|refusal| errno(refusal.code));
+        let expected = model.all(cluster.now_ms, &step.by, &commands);
+        assert_eq!(outcome, expected, "{:?}: {}", step.by, shown.join("; "));
+        let mut vms: Vec<(u64, ModelVm)> = model.vms.clone().into_iter().collect();
+        vms.sort_by_key(|(id, _)| *id);
+        assert_eq!(seen(&cluster), vms, "after {:?}: {}", step.by, shown.join("; "));
+        let leases: usize = cluster.state.ipam().pools().map(|pool| pool.leases().len()).sum();
+        assert_eq!(leases, vms.len());
+        assert_eq!(cluster.state.memory_promised(NODE), vms.iter().map(|(_, vm)| vm.promised_bytes).sum::<u64>());
+    }
+    cluster
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 192,
+        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("regressions"))),
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn random_commands_do_what_the_model_does(steps in proptest::collection::vec(any::<Step>(), 1..120)) {
+        play(&steps);
+    }
+}
+
+/// That the steps get about is not left to luck: else the model would be compared on refusals alone.
+#[test]
+fn random_commands_reach_every_row_of_the_table() {
+    use proptest::strategy::ValueTree;
+    use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
+    let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    let mut runner = TestRunner::new_with_rng(ProptestConfig::default(), rng);
+    let mut missing: Vec<String> = super::table::rows(&sections()["verbs"]);
+    for _ in 0..200 {
+        let steps = proptest::collection::vec(any::<Step>(), 120).new_tree(&mut runner).unwrap().current();
+        let mut cluster = Cluster::new();
+        for step in steps {
+            cluster.now_ms += step.wait_ms;
+            let commands = step.commands(&cluster);
+            let _refused = cluster.all(step.by.clone(), commands);
+            missing.retain(|row| !cluster.state.vms().any(|vm| row_of(vm) == *row));
+        }
+        if missing.is_empty() {
+            return;
+        }
+    }
+    panic!("never reached: {missing:?}");
+}
+
+#[test]
+fn a_model_and_a_cluster_begin_alike() {
+    let (mut cluster, mut model) = (Cluster::new(), Model::new());
+    for (by, command) in [(user("root"), image("other")), (user("eve"), image("third")), (By::Agent, image("tiny"))] {
+        let outcome = cluster.all(by.clone(), vec![command.clone()]).map_err(|refusal| errno(refusal.code));
+        assert_eq!(outcome, model.all(cluster.now_ms, &by, &[command]));
+    }
+}
