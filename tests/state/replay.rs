@@ -50,6 +50,24 @@ proptest! {
     }
 }
 
+proptest! {
+    #[test]
+    fn no_bytes_are_too_strange(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        let with_format: Vec<u8> = [1].into_iter().chain(bytes).collect();
+        let _refused = (State::decode(&with_format), Entry::decode(&with_format));
+    }
+
+    #[test]
+    fn a_damaged_state_is_refused(at in any::<prop::sample::Index>(), flip in 1_u8..) {
+        let mut cluster = Cluster::new();
+        cluster.running(spec());
+        let mut bytes = cluster.state.encode();
+        let at = at.index(bytes.len());
+        bytes[at] ^= flip;
+        prop_assert!(State::decode(&bytes).is_err());
+    }
+}
+
 #[test]
 fn what_is_no_state_or_entry_is_not_taken_for_one() {
     let mut cluster = Cluster::new();

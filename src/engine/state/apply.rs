@@ -28,6 +28,7 @@ impl State {
     ///
     /// An entry that was applied before changes nothing but `seq`.
     pub fn apply(&self, seq: u64, entry: &Entry) -> (State, Outcome, Vec<Event>) {
+        debug_assert_eq!(seq, self.seq + 1, "entries are applied in their order, without gaps");
         let (next, outcome, events) = self.decide(seq, entry);
         debug_assert!(!next.is_check_due() || next.check().is_ok(), "{:?} after {entry:?}", next.check());
         (next, outcome, events)
@@ -260,5 +261,33 @@ impl Work<'_> {
         self.state.ipam.delete_pool(called)?;
         self.event(Subject::Pool(called.into()), What::Removed);
         Ok(Reply::Done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn the_clusters_time_is_that_of_a_majority_and_never_falls(
+            nodes in 1_u64..8,
+            stamps in proptest::collection::vec((0_u64..8, 0_u64..1_000), 1..50),
+        ) {
+            let mut state = State::new();
+            for id in 1..=nodes {
+                state.nodes.insert(NodeId(id), Node::new(NodeId(id), &format!("n{id}"), HybridTime(0), 1));
+            }
+            for (node, stamp) in stamps {
+                let Some(node) = state.nodes.get_mut(&NodeId(node % nodes + 1)) else { continue };
+                node.newest_stamp = node.newest_stamp.max(HybridTime(stamp));
+                let before = state.now;
+                state.tell_time(state.median_stamp());
+                prop_assert!(state.now >= before);
+                let reached = state.nodes.values().filter(|n| n.newest_stamp >= state.now).count();
+                prop_assert!(2 * reached > state.nodes.len(), "a minority can't move it");
+            }
+        }
     }
 }

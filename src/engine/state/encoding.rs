@@ -9,6 +9,9 @@ const ENTRY_FORMAT: u8 = 1;
 /// The format of an encoded [`State`], its first byte.
 const STATE_FORMAT: u8 = 1;
 
+/// Length of a SHA-256.
+const HASH_BYTES: usize = 32;
+
 /// Why stored bytes are no state or entry.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
@@ -36,14 +39,20 @@ impl Entry {
     /// # Errors
     /// Another format, or damaged.
     pub fn decode(bytes: &[u8]) -> Result<Entry, DecodeError> {
-        decode(bytes, ENTRY_FORMAT)
+        decode(of_format(bytes, ENTRY_FORMAT)?)
     }
 }
 
 impl State {
-    /// As bytes, for a snapshot.
+    /// As bytes, for a snapshot: the format, SHA-256 of the rest, and the rest.
     pub fn encode(&self) -> Vec<u8> {
-        append(vec![STATE_FORMAT], self)
+        let mut bytes = append(vec![STATE_FORMAT; 1 + HASH_BYTES], self);
+        if let Some((head, body)) = bytes.split_at_mut_checked(1 + HASH_BYTES)
+            && let Some((_format, hash)) = head.split_first_mut()
+        {
+            hash.copy_from_slice(&Sha256::digest(body));
+        }
+        bytes
     }
 
     /// From [`State::encode`]'s bytes.
@@ -51,7 +60,13 @@ impl State {
     /// # Errors
     /// Another format, or damaged.
     pub fn decode(bytes: &[u8]) -> Result<State, DecodeError> {
-        decode(bytes, STATE_FORMAT)
+        let rest = of_format(bytes, STATE_FORMAT)?;
+        // The hash comes first: a map that is told a damaged length would reserve memory for it.
+        match rest.split_first_chunk::<HASH_BYTES>() {
+            Some((hash, body)) if Sha256::digest(body).as_slice() == hash => decode(body),
+            Some(_) => Err(DecodeError::Damaged("its hash does not match".to_owned())),
+            None => Err(DecodeError::Damaged("it is too short".to_owned())),
+        }
     }
 
     /// SHA-256 over the canonical encoding of everything but [`State::seq`]: equal on nodes that have taken the same
@@ -59,7 +74,7 @@ impl State {
     pub fn hash(&self) -> [u8; 32] {
         let mut decided = self.clone();
         decided.seq = 0;
-        Sha256::digest(decided.encode()).into()
+        Sha256::digest(append(vec![STATE_FORMAT], &decided)).into()
     }
 }
 
@@ -71,14 +86,17 @@ pub(super) fn append(bytes: Vec<u8>, value: &impl Serialize) -> Vec<u8> {
     appended.unwrap_or_default()
 }
 
-fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8], known: u8) -> Result<T, DecodeError> {
-    let Some((&found, rest)) = bytes.split_first() else {
-        return Err(DecodeError::Damaged("it is empty".to_owned()));
-    };
-    if found != known {
-        return Err(DecodeError::UnknownFormat { found, known });
+/// What comes after the format, if it is this one.
+fn of_format(bytes: &[u8], known: u8) -> Result<&[u8], DecodeError> {
+    match bytes.split_first() {
+        Some((&found, rest)) if found == known => Ok(rest),
+        Some((&found, _)) => Err(DecodeError::UnknownFormat { found, known }),
+        None => Err(DecodeError::Damaged("it is empty".to_owned())),
     }
-    match postcard::take_from_bytes(rest) {
+}
+
+fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, DecodeError> {
+    match postcard::take_from_bytes(bytes) {
         Ok((value, [])) => Ok(value),
         Ok((_, more)) => Err(DecodeError::Damaged(format!("{} bytes too many", more.len()))),
         Err(error) => Err(DecodeError::Damaged(error.to_string())),

@@ -36,7 +36,7 @@ impl History {
         let (later_seq, later_ms) = (seq.saturating_sub(self.last.0), at.millis().saturating_sub(self.last.1));
         let packed = append(kept.to_vec(), &(later_seq, later_ms, what));
         self.last = (seq.max(self.last.0), at.millis().max(self.last.1));
-        self.count += 1;
+        self.count = self.count.saturating_add(1);
         self.packed = packed.into_boxed_slice();
     }
 
