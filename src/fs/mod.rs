@@ -1,3 +1,26 @@
 //! The tree: what a file is, what a directory is. No decision is taken here: text in, text out.
+//!
+//! - `tree.rs`: the contract with the fronts that serve it
+//! - `table.rs`: what a directory's table is made of; `root.rs`, `vms.rs`, `nodes.rs`, `ipam.rs`, `images.rs`, `users.rs`: the tables
+//! - `place.rs`: places packed into qid paths and inode numbers
+//! - `server.rs`: walk, stat, readdir, open and remove, all derived from the tables
+//! - `handles.rs`, `streams.rs`: open files; `verbs.rs`: what is written to a ctl; `errors.rs`: `/err`
 
+mod errors;
+mod handles;
+mod images;
+mod ipam;
+mod nodes;
+mod place;
+mod root;
+mod server;
+mod streams;
+mod table;
 pub mod tree;
+mod users;
+mod verbs;
+mod vm_attrs;
+mod vm_text;
+mod vms;
+
+pub use server::Server;

@@ -1,0 +1,80 @@
+//! `/err`: the last errors of each user, in whole sentences.
+
+use super::tree::Caller;
+use crate::text::{Refusal, time::rfc3339};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Mutex, PoisonError};
+
+/// Sentences that are kept of each user.
+const SENTENCES_MAX: usize = 64;
+/// Users of whom sentences are kept; beyond it those of the one that erred longest ago go.
+const USERS_MAX: usize = 1_024;
+/// A sentence, in bytes.
+const SENTENCE_BYTES_MAX: usize = 2_048;
+
+/// A user as errors are kept of them: the nameless by uid.
+type Whose = (String, Option<u32>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    last_ms: u64,
+    sentences: VecDeque<String>,
+}
+
+/// The last errors of all users.
+#[derive(Debug, Default)]
+pub(super) struct Errors(Mutex<BTreeMap<Whose, Kept>>);
+
+impl Errors {
+    fn whose(who: &Caller) -> Whose {
+        (who.user.clone(), who.uid)
+    }
+
+    pub(super) fn note(&self, who: &Caller, refusal: &Refusal, now_ms: u64) {
+        let mut users = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let whose = Errors::whose(who);
+        if !users.contains_key(&whose) && users.len() >= USERS_MAX {
+            let oldest = users.iter().min_by_key(|(_, kept)| kept.last_ms).map(|(whose, _)| whose.clone());
+            oldest.and_then(|oldest| users.remove(&oldest));
+        }
+        let kept = users.entry(whose).or_default();
+        kept.last_ms = now_ms;
+        if kept.sentences.len() >= SENTENCES_MAX {
+            kept.sentences.pop_front();
+        }
+        let sentence = refusal.sentence.replace(['\n', '\r'], " ");
+        let shown: String = sentence.chars().take(SENTENCE_BYTES_MAX / 4).collect();
+        kept.sentences.push_back(format!("{} {shown}\n", rfc3339(now_ms)));
+    }
+
+    pub(super) fn of(&self, who: &Caller) -> String {
+        let users = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        users
+            .get(&Errors::whose(who))
+            .map(|kept| kept.sentences.iter().map(String::as_str).collect())
+            .unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everybody_sees_their_own_and_it_is_bounded() {
+        let errors = Errors::default();
+        let user = |n: u32| Caller { uid: Some(n), user: "none".into(), authenticated_by: "test", dialect: "test" };
+        for n in 0..2_000 {
+            errors.note(&user(n), &Refusal::busy("one\ntwo"), u64::from(n));
+        }
+        assert_eq!(errors.0.lock().unwrap().len(), USERS_MAX);
+        for n in 0..100 {
+            errors.note(&user(1_999), &Refusal::busy(format!("number {n}")), 1_000_000 + n);
+        }
+        let mine = errors.of(&user(1_999));
+        assert_eq!(mine.lines().count(), SENTENCES_MAX);
+        assert_eq!(mine.lines().last(), Some("1970-01-01T00:16:40.099Z number 99"));
+        assert_eq!(errors.of(&user(1_500)), "1970-01-01T00:00:01.500Z one two\n");
+        assert_eq!(errors.of(&user(0)), "", "long ago");
+    }
+}

@@ -1,0 +1,69 @@
+//! `/images`: what VMs boot from.
+
+use super::table::{Asked, Content, File, Kind, Object};
+use super::verbs::{Act, Verb};
+use crate::engine::state::{Command, Image, State};
+use crate::text::{Refusal, columns::Table, kv::KeyValues, size, time::rfc3339};
+
+static FILES: &[File] = &[File { number: 1, name: "list", content: Content::Text(list), help: "one line an image" }];
+
+static OBJECT_FILES: &[File] = &[
+    File { number: 1, name: "ctl", content: Content::Ctl(VERBS), help: "verbs; reading it shows them" },
+    File { number: 2, name: "status", content: Content::Text(status), help: "key value lines" },
+];
+
+fn by_id(state: &State, id: u64) -> Option<&Image> {
+    state.images().find(|i| i.id.0 == id)
+}
+
+pub(super) static KIND: Kind = Kind {
+    number: 4,
+    name: "images",
+    files: FILES,
+    object_files: OBJECT_FILES,
+    numbered: false,
+    find: |state, name| state.image_named(name).map(|i| i.id.0),
+    object: |state, id| {
+        let image = by_id(state, id)?;
+        Some(Object {
+            name: Some(image.name.clone()),
+            owner: None,
+            changed: image.changed,
+            changed_seq: image.changed_seq,
+        })
+    },
+    next: |state, after| state.images().map(|i| i.id.0).filter(|id| *id > after).min(),
+    changed_seq: |state| state.images().map(|i| i.changed_seq).max().unwrap_or(0),
+    delete: |state, id| by_id(state, id).map(|i| Command::ImageForget { name: i.name.clone() }),
+};
+
+static VERBS: &[Verb] = &[Verb {
+    name: "delete",
+    attributes: &[],
+    help: "forget the image; not while a VM uses it. Its files stay, and the next start of the node finds them again",
+    act: Act::Command(|asked, _| Ok(Command::ImageForget { name: image(asked)?.name.clone() })),
+}];
+
+fn image<'a>(asked: &'a Asked<'_>) -> Result<&'a Image, Refusal> {
+    by_id(asked.state, asked.object).ok_or_else(super::tree::gone)
+}
+
+fn status(asked: &Asked<'_>) -> Result<String, Refusal> {
+    let image = image(asked)?;
+    let text = KeyValues::new()
+        .line("id", image.id)
+        .line("name", &image.name)
+        .line("size", size::print(image.size_bytes))
+        .line("sha256", &image.sha256)
+        .line("created", rfc3339(image.created.millis()))
+        .line("changed", rfc3339(image.changed.millis()));
+    Ok(text.print())
+}
+
+fn list(asked: &Asked<'_>) -> Result<String, Refusal> {
+    let mut table = Table::new(&["name", "id", "size", "sha256"]);
+    for image in asked.state.images() {
+        table.row([image.name.clone(), image.id.to_string(), size::print(image.size_bytes), image.sha256.clone()]);
+    }
+    Ok(table.print())
+}

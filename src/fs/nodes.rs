@@ -1,0 +1,97 @@
+//! `/nodes`: the machines of the cluster.
+
+use super::streams;
+use super::table::{Asked, Content, File, Kind, Object};
+use super::verbs::{Act, Verb};
+use crate::engine::state::{Node, NodeId};
+use crate::text::{Refusal, columns::Table, kv::KeyValues, size, time::rfc3339};
+
+static FILES: &[File] = &[File { number: 1, name: "list", content: Content::Text(list), help: "one line a node" }];
+
+static OBJECT_FILES: &[File] = &[
+    File { number: 1, name: "ctl", content: Content::Ctl(VERBS), help: "verbs; reading it shows them" },
+    File {
+        number: 2,
+        name: "status",
+        content: Content::Text(status),
+        help: "key value lines: what the host can do, what is missing, the tasks",
+    },
+    File {
+        number: 3,
+        name: "events",
+        content: Content::Stream(streams::node_events, None),
+        help: "live: one line an event of the node",
+    },
+];
+
+pub(super) static KIND: Kind = Kind {
+    number: 2,
+    name: "nodes",
+    files: FILES,
+    object_files: OBJECT_FILES,
+    numbered: false,
+    find: |state, name| state.node_named(name).map(|n| n.id.0),
+    object: |state, id| {
+        let node = state.node(NodeId(id))?;
+        Some(Object {
+            name: Some(node.name.clone()),
+            owner: None,
+            changed: node.changed,
+            changed_seq: node.changed_seq,
+        })
+    },
+    next: |state, after| state.nodes().map(|n| n.id.0).find(|id| *id > after),
+    changed_seq: |state| state.nodes().map(|n| n.changed_seq).max().unwrap_or(0),
+    delete: |_, _| None,
+};
+
+static VERBS: &[Verb] = &[Verb {
+    name: "trace",
+    attributes: &["level"],
+    help: "how much is traced: level=info, level=debug, level=blixard::fs=debug",
+    act: Act::Local(|asked, attributes| {
+        let level = attributes
+            .text("level")
+            .ok_or_else(|| Refusal::invalid("invalid trace: level= is missing, as in trace level=debug"))?;
+        asked.server.host().set_trace_level(level)
+    }),
+}];
+
+fn node<'a>(asked: &'a Asked<'_>) -> Result<&'a Node, Refusal> {
+    asked.state.node(NodeId(asked.object)).ok_or_else(super::tree::gone)
+}
+
+fn status(asked: &Asked<'_>) -> Result<String, Refusal> {
+    let node = node(asked)?;
+    let mut text = KeyValues::new()
+        .line("id", node.id)
+        .line("name", &node.name)
+        .line("state", if node.up { "up" } else { "down" })
+        .line("version", node.version)
+        .line("memory", size::print(node.memory_bytes))
+        .line("memory-promised", size::print(asked.state.memory_promised(node.id)))
+        .line("cpus", node.cpus)
+        .line("changed", rfc3339(node.changed.millis()));
+    if node.id == asked.server.node() {
+        for (key, value) in asked.server.host().status() {
+            text = text.line(&key, value);
+        }
+    }
+    Ok(text.print())
+}
+
+fn list(asked: &Asked<'_>) -> Result<String, Refusal> {
+    let mut table = Table::new(&["name", "id", "state", "hypervisor", "memory", "promised", "cpus"]);
+    for node in asked.state.nodes() {
+        table.row([
+            node.name.clone(),
+            node.id.to_string(),
+            if node.up { "up" } else { "down" }.to_owned(),
+            node.hypervisor.clone(),
+            size::print(node.memory_bytes),
+            size::print(asked.state.memory_promised(node.id)),
+            node.cpus.to_string(),
+        ]);
+    }
+    Ok(table.print())
+}

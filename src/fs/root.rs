@@ -1,0 +1,113 @@
+//! `/`: the cluster's own files, and the directories of the kinds.
+
+use super::streams;
+use super::table::{Asked, Content, File, Kind};
+use crate::engine::state::Actual;
+use crate::text::{Refusal, kv::KeyValues, time::rfc3339};
+
+/// The directories, in the order in which they are listed.
+pub(super) static KINDS: &[&Kind] =
+    &[&super::vms::KIND, &super::nodes::KIND, &super::ipam::KIND, &super::images::KIND, &super::users::KIND];
+
+pub(super) static FILES: &[File] = &[
+    File { number: 1, name: "README", content: Content::Text(readme), help: "how to use this tree" },
+    File { number: 2, name: "version", content: Content::Text(version), help: "blixard's version" },
+    File { number: 3, name: "status", content: Content::Text(status), help: "the cluster in a few lines" },
+    File {
+        number: 4,
+        name: "events",
+        content: Content::Stream(streams::all_events, None),
+        help: "live: one line an event, from now on",
+    },
+    File {
+        number: 5,
+        name: "log",
+        content: Content::Stream(streams::audit, None),
+        help: "the audit trail: every command, accepted or refused",
+    },
+    File {
+        number: 6,
+        name: "err",
+        content: Content::Text(err),
+        help: "your last errors, newest last, in whole sentences",
+    },
+    File {
+        number: 7,
+        name: "sync",
+        content: Content::Stream(streams::sync, None),
+        help: "a barrier: gives the number up to which this tree is now current",
+    },
+    File { number: 8, name: "clock", content: Content::Text(clock), help: "the hybrid logical clock" },
+    File { number: 9, name: "me", content: Content::Text(me), help: "who the server takes you for" },
+];
+
+fn readme(_asked: &Asked<'_>) -> Result<String, Refusal> {
+    let mut text = String::from(
+        "This tree is Blixard: what ls, cat and echo can't do, it can't do.\n\
+         \n\
+         id=$(blixard new vms name=web image=tiny cpus=1 memory=128M)     make a VM\n\
+         exec 3<>vms/new; echo image=tiny >&3; read id <&3                the same by hand\n\
+         echo start > vms/$id/ctl; cat vms/$id/wait                       start it; wait until it runs\n\
+         cat vms/web/status; cat vms/web/log                              look at it\n\
+         echo stop > vms/web/ctl; rmdir vms/$id                           stop it; delete it\n\
+         tail -n 1 err                                                    why the last write was refused\n\
+         \n\
+         A ctl shows its verbs when it is read, and a `new` what it takes. Attributes are attr=value;\n\
+         quotes for spaces: 'it''s'. All lines of one write take effect, or none. Names are links to numbers.\n\
+         Any verb takes version=N (only if status shows that version) and id=KEY (only once).\n\n",
+    );
+    let mut section = |folder: &str, files: &[File]| {
+        for file in files {
+            text.push_str(&format!("{:<22} {}\n", format!("{folder}/{}", file.name), file.help));
+        }
+    };
+    section("", FILES);
+    for kind in KINDS {
+        section(&format!("/{}", kind.name), kind.files);
+        let object = if kind.numbered { "ID" } else { "NAME" };
+        section(&format!("/{}/{object}", kind.name), kind.object_files);
+    }
+    Ok(text)
+}
+
+fn version(_asked: &Asked<'_>) -> Result<String, Refusal> {
+    Ok(KeyValues::new().line("blixard", env!("CARGO_PKG_VERSION")).print())
+}
+
+fn status(asked: &Asked<'_>) -> Result<String, Refusal> {
+    let state = asked.state;
+    let count = |actual: Actual| state.vms().filter(|vm| vm.actual == actual).count();
+    let up = state.nodes().filter(|n| n.up).count();
+    let text = KeyValues::new()
+        .line("cluster", state.cluster().unwrap_or("-"))
+        .maybe("node", state.node(asked.server.node()).map(|n| n.name.as_str()))
+        .line("seq", state.seq())
+        .line("time", rfc3339(state.now().millis()))
+        .line("nodes", format!("{up} up of {}", state.nodes().len()))
+        .line("vms", state.vms().len())
+        .line("vms-running", count(Actual::Running))
+        .line("vms-failed", count(Actual::Failed))
+        .line("images", state.images().len());
+    Ok(text.print())
+}
+
+fn err(asked: &Asked<'_>) -> Result<String, Refusal> {
+    Ok(asked.server.errors_of(asked.who))
+}
+
+fn clock(asked: &Asked<'_>) -> Result<String, Refusal> {
+    let now = asked.state.now();
+    Ok(KeyValues::new().line("now", rfc3339(now.millis())).line("counter", now.counter()).print())
+}
+
+fn me(asked: &Asked<'_>) -> Result<String, Refusal> {
+    let who = asked.who;
+    let role = asked.state.user_named(&who.user).map_or("none".to_owned(), |u| u.role.to_string());
+    let text = KeyValues::new()
+        .line("user", &who.user)
+        .line("role", role)
+        .maybe("uid", who.uid)
+        .line("authenticated-by", who.authenticated_by)
+        .line("dialect", who.dialect);
+    Ok(text.print())
+}

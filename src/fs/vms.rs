@@ -1,0 +1,164 @@
+//! `/vms`: the virtual machines.
+
+use super::table::{Asked, Content, File, Kind, Maker, Object};
+use super::verbs::{Act, Attributes, Verb};
+use super::{streams, vm_attrs, vm_text};
+use crate::engine::state::{Command, Conditions, Operation, State, VmId, VmVerb};
+use crate::text::{Refusal, duration};
+
+static FILES: &[File] = &[
+    File { number: 1, name: "new", content: Content::New(&MAKER), help: "write attributes, read the new VM's number" },
+    File { number: 2, name: "list", content: Content::Text(vm_text::list), help: "one line a VM" },
+    File { number: 3, name: "json", content: Content::Text(vm_text::all_json), help: "all VMs as a JSON array" },
+    File {
+        number: 4,
+        name: "events",
+        content: Content::Stream(streams::vms_events, None),
+        help: "live: one line an event of a VM",
+    },
+];
+
+static MAKER: Maker = Maker { right: Operation::Create, command: vm_attrs::new, usage: vm_attrs::usage };
+
+static OBJECT_FILES: &[File] = &[
+    File { number: 1, name: "ctl", content: Content::Ctl(VERBS), help: "verbs; reading it shows them" },
+    File { number: 2, name: "status", content: Content::Text(vm_text::status), help: "key value lines" },
+    File { number: 3, name: "state", content: Content::Text(vm_text::state), help: "the actual state, one word" },
+    File {
+        number: 4,
+        name: "spec",
+        content: Content::Text(vm_text::spec),
+        help: "what was asked for, as `new` takes it",
+    },
+    File { number: 5, name: "json", content: Content::Text(vm_text::json), help: "spec and status as a JSON object" },
+    File {
+        number: 6,
+        name: "events",
+        content: Content::Stream(streams::vm_events, None),
+        help: "what has happened to it, then live",
+    },
+    File {
+        number: 7,
+        name: "wait",
+        content: Content::Stream(streams::wait, None),
+        help: "blocks until it has settled; then its state",
+    },
+    File {
+        number: 8,
+        name: "console",
+        content: Content::Stream(streams::console, Some(Operation::Control)),
+        help: "the serial console: read and write",
+    },
+    File { number: 9, name: "log", content: Content::Text(log), help: "the console's past output" },
+];
+
+pub(super) static KIND: Kind = Kind {
+    number: 1,
+    name: "vms",
+    files: FILES,
+    object_files: OBJECT_FILES,
+    numbered: true,
+    find: |state, name| state.vm_named(name).map(|vm| vm.id.0),
+    object: |state, id| {
+        let vm = state.vm(VmId(id))?;
+        Some(Object {
+            name: vm.name.clone(),
+            owner: Some(vm.owner.clone()),
+            changed: vm.changed,
+            changed_seq: vm.changed_seq,
+        })
+    },
+    next: |state, after| state.vms_after(VmId(after)).next().map(|vm| vm.id.0),
+    changed_seq: State::vms_seq,
+    delete: |_, id| {
+        let (vm, verb, conditions) = (VmId(id), VmVerb::Delete, Conditions::default());
+        Some(Command::Vm { vm, verb, conditions })
+    },
+};
+
+/// Attributes that every verb takes.
+const CONDITIONS: &[&str] = &["version", "id"];
+
+static VERBS: &[Verb] = &[
+    Verb { name: "start", attributes: START, help: "let it run", act: Act::Command(start) },
+    Verb {
+        name: "stop",
+        attributes: STOP,
+        help: "ask the guest to power off; after the grace time it is ended",
+        act: Act::Command(stop),
+    },
+    Verb {
+        name: "kill",
+        attributes: CONDITIONS,
+        help: "end it at once",
+        act: Act::Command(|a, at| verb(a, at, VmVerb::Kill)),
+    },
+    Verb {
+        name: "restart",
+        attributes: CONDITIONS,
+        help: "stop it and start it again",
+        act: Act::Command(|a, at| verb(a, at, VmVerb::Restart)),
+    },
+    Verb {
+        name: "pause",
+        attributes: CONDITIONS,
+        help: "stop its CPUs",
+        act: Act::Command(|a, at| verb(a, at, VmVerb::Pause)),
+    },
+    Verb {
+        name: "resume",
+        attributes: CONDITIONS,
+        help: "let its CPUs run again",
+        act: Act::Command(|a, at| verb(a, at, VmVerb::Resume)),
+    },
+    Verb {
+        name: "delete",
+        attributes: CONDITIONS,
+        help: "remove it with its disk; not while it runs",
+        act: Act::Command(|a, at| verb(a, at, VmVerb::Delete)),
+    },
+    Verb {
+        name: "set",
+        attributes: vm_attrs::SETTABLE,
+        help: "change attributes; image, cpus and memory take effect at the next start",
+        act: Act::Command(|asked, attributes| verb(asked, attributes, vm_attrs::set(attributes)?)),
+    },
+];
+
+const START: &[&str] = &["version", "id", "wait"];
+const STOP: &[&str] = &["grace", "version", "id", "wait"];
+
+fn verb(asked: &Asked<'_>, attributes: &Attributes<'_>, verb: VmVerb) -> Result<Command, Refusal> {
+    Ok(Command::Vm { vm: VmId(asked.object), verb, conditions: attributes.conditions()? })
+}
+
+/// A write that waited for the machine would hold up every other writer of the file: the kernel lets one in at a time.
+fn no_wait(attributes: &Attributes<'_>) -> Result<(), Refusal> {
+    match attributes.text("wait") {
+        None => Ok(()),
+        Some(_) => Err(Refusal::invalid(
+            "invalid wait=: a write does not wait; read the file `wait` after it, or use blixard write --wait",
+        )),
+    }
+}
+
+fn start(asked: &Asked<'_>, attributes: &Attributes<'_>) -> Result<Command, Refusal> {
+    no_wait(attributes)?;
+    verb(asked, attributes, VmVerb::Start)
+}
+
+fn stop(asked: &Asked<'_>, attributes: &Attributes<'_>) -> Result<Command, Refusal> {
+    no_wait(attributes)?;
+    let grace_ms = attributes.parsed("grace", duration::parse)?;
+    let most_ms = *crate::engine::state::spec::GRACE_MS.end();
+    if grace_ms.is_some_and(|ms| ms > most_ms) {
+        return Err(Refusal::invalid(format!("invalid grace=: {} is the most", duration::print(most_ms))));
+    }
+    verb(asked, attributes, VmVerb::Stop { grace_ms })
+}
+
+fn log(asked: &Asked<'_>) -> Result<String, Refusal> {
+    vm_text::vm(asked)?;
+    let log = asked.server.host().console_log(VmId(asked.object))?;
+    Ok(String::from_utf8_lossy(&log).into_owned())
+}
