@@ -2,7 +2,7 @@
 
 use super::table::{Asked, Content, File, Kind, Object};
 use super::verbs::{Act, Verb};
-use crate::engine::state::{Command, Image, State};
+use crate::engine::state::{Command, Image, Kind as Entity, State};
 use crate::text::{Refusal, columns::Table, kv::KeyValues, size, time::rfc3339};
 
 static FILES: &[File] = &[File { number: 1, name: "list", content: Content::Text(list), help: "one line an image" }];
@@ -33,7 +33,7 @@ pub(super) static KIND: Kind = Kind {
         })
     },
     next: |state, after| state.images().map(|i| i.id.0).filter(|id| *id > after).min(),
-    changed_seq: |state| state.images().map(|i| i.changed_seq).max().unwrap_or(0),
+    entity: Entity::Image,
     delete: |state, id| by_id(state, id).map(|i| Command::ImageForget { name: i.name.clone() }),
 };
 

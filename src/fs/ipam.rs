@@ -2,7 +2,7 @@
 
 use super::table::{Asked, Content, File, Kind, Maker, Object};
 use super::verbs::{Act, Attributes, Verb};
-use crate::engine::state::{Command, Operation, State};
+use crate::engine::state::{Command, Kind as Entity, Operation, State};
 use crate::ipam::Pool;
 use crate::text::{Attr, Refusal, attrs::shown, columns::Table, kv::KeyValues, name, time::rfc3339};
 use std::net::IpAddr;
@@ -46,7 +46,7 @@ pub(super) static KIND: Kind = Kind {
         })
     },
     next: |state, after| state.ipam().pools().map(Pool::id).filter(|id| *id > after).min(),
-    changed_seq: |state| state.ipam().pools().map(Pool::changed_seq).max().unwrap_or(0),
+    entity: Entity::Pool,
     delete: |state, id| by_id(state, id).map(|p| Command::PoolDelete { name: p.name().to_owned() }),
 };
 

@@ -3,7 +3,7 @@
 use super::streams;
 use super::table::{Asked, Content, File, Kind, Object};
 use super::verbs::{Act, Verb};
-use crate::engine::state::{Node, NodeId};
+use crate::engine::state::{Kind as Entity, Node, NodeId};
 use crate::text::{Refusal, columns::Table, kv::KeyValues, size, time::rfc3339};
 
 static FILES: &[File] = &[File { number: 1, name: "list", content: Content::Text(list), help: "one line a node" }];
@@ -41,7 +41,7 @@ pub(super) static KIND: Kind = Kind {
         })
     },
     next: |state, after| state.nodes().map(|n| n.id.0).find(|id| *id > after),
-    changed_seq: |state| state.nodes().map(|n| n.changed_seq).max().unwrap_or(0),
+    entity: Entity::Node,
     delete: |_, _| None,
 };
 

@@ -6,7 +6,7 @@ use super::place::{LINK, Parts, ROOT};
 use super::root::{FILES as ROOT_FILES, KINDS};
 use super::table::{Asked, Content, File, Kind as ObjectKind, Object};
 use super::tree::{Answer, Caller, Creation, DirEntry, Handle, Kind, OpenMode, Opened, Place, Stat, Tree, gone};
-use crate::engine::state::{By, NOBODY, NodeId, Operation, State};
+use crate::engine::state::{By, NOBODY, NodeId, Operation, State, Touched};
 use crate::engine::{Engine, LocalHost};
 use crate::text::{Code, Refusal, attrs::shown, nearest};
 use std::sync::Arc;
@@ -31,7 +31,9 @@ enum At {
     Object(&'static ObjectKind, Object),
     /// The link with an object's name.
     Link(Object),
-    /// A file, of the object with this number (0: none).
+    /// A file of a kind's directory.
+    Own(&'static ObjectKind, &'static File),
+    /// A file of the root, or of the object with this number.
     File(&'static File, u64, Option<Object>),
 }
 
@@ -78,7 +80,7 @@ impl Server {
         if parts.object == 0 {
             return match parts.file {
                 0 => Ok(At::Folder(kind)),
-                _ => Ok(At::File(file_of(kind.files)?, 0, None)),
+                _ => Ok(At::Own(kind, file_of(kind.files)?)),
             };
         }
         let object = (kind.object)(state, parts.object).ok_or_else(gone)?;
@@ -227,7 +229,7 @@ impl Server {
                 let found = in_table(kind.object_files, kind.number, parts.object);
                 found.ok_or_else(|| Server::not_found(name, kind.object_files))
             }
-            At::Link(_) | At::File(..) => {
+            At::Link(_) | At::File(..) | At::Own(..) => {
                 Err(Refusal::new(Code::NotDirectory, "invalid path: this is not a directory"))
             }
         }
@@ -306,6 +308,8 @@ impl Tree for Server {
             group_gid: 0,
             nlink: 2,
         };
+        let touched =
+            |last: Touched, base: Stat| Stat { version: version(last.seq), mtime_ms: last.at.millis(), ..base };
         let of = |object: &Object, base: Stat| Stat {
             version: version(object.changed_seq),
             mtime_ms: object.changed.millis(),
@@ -315,7 +319,12 @@ impl Tree for Server {
         };
         Ok(match self.at(&state, place)? {
             At::Root => Stat { nlink: 2 + u32::try_from(KINDS.len()).unwrap_or(0), ..base },
-            At::Folder(kind) => Stat { version: version((kind.changed_seq)(&state)), ..base },
+            At::Folder(kind) => touched(state.directory(kind.entity).members, base),
+            At::Own(kind, file) => {
+                let (kind_of_file, size) = self.file_stat(&state, who, file, 0)?;
+                let mode = if self.may_write(&state, who, file, None) { 0o666 } else { 0o444 };
+                touched(state.directory(kind.entity).objects, Stat { kind: kind_of_file, mode, size, nlink: 1, ..base })
+            }
             At::Object(_, object) => of(&object, base),
             At::Link(object) => {
                 let size = Parts::of(place).object.to_string().len() as u64;
@@ -348,7 +357,7 @@ impl Tree for Server {
             At::Object(kind, _) => {
                 Server::visit_files(kind.object_files, kind.number, Parts::of(dir).object, after, visit);
             }
-            At::Link(_) | At::File(..) => {
+            At::Link(_) | At::File(..) | At::Own(..) => {
                 return Err(Refusal::new(Code::NotDirectory, "invalid path: this is not a directory"));
             }
         }
@@ -365,6 +374,12 @@ impl Tree for Server {
     fn open(&self, who: &Caller, place: Place, how: OpenMode) -> Result<Opened, Refusal> {
         let state = self.state();
         match self.at(&state, place)? {
+            At::Own(_, file) => {
+                if how.write {
+                    self.check_write(&state, who, file, None)?;
+                }
+                self.open_file(&state, who, (file, 0), how)
+            }
             At::File(file, object_id, object) => {
                 if how.write {
                     self.check_write(&state, who, file, object.as_ref())?;
@@ -395,7 +410,7 @@ impl Tree for Server {
                     "invalid rm: '{}' belongs to its object; rmdir deletes the object",
                     shown(name)
                 ))),
-                (At::File(..) | At::Link(_), true) => {
+                (At::File(..) | At::Own(..) | At::Link(_), true) => {
                     Err(Refusal::new(Code::NotDirectory, "invalid rmdir: this is not a directory"))
                 }
                 _ => Err(Refusal::not_permitted("invalid rmdir: this directory is part of the tree")),
@@ -419,6 +434,7 @@ impl Tree for Server {
     fn truncate(&self, who: &Caller, place: Place, _size: u64) -> Result<(), Refusal> {
         let state = self.state();
         match self.at(&state, place)? {
+            At::Own(_, file) => self.check_write(&state, who, file, None),
             At::File(file, _, object) => self.check_write(&state, who, file, object.as_ref()),
             _ => Err(Refusal::new(Code::IsDirectory, "invalid truncation: this is a directory")),
         }

@@ -204,10 +204,7 @@ pub(super) fn vm_events(asked: &Asked<'_>, how: OpenMode) -> Result<Arc<dyn Hand
     let id = VmId(asked.object);
     let mut past = String::new();
     if let Some(vm) = asked.state.vm(id) {
-        for (seq, at, what) in &vm.history {
-            let event = Event { seq: *seq, at: *at, subject: Subject::Vm(id), what: what.clone() };
-            past.push_str(&format!("{event}\n"));
-        }
+        past.extend(vm.events().map(|event| format!("{event}\n")));
     }
     events(asked, how, Filter::Vm(id), asked.state.seq(), past)
 }

@@ -4,7 +4,7 @@ use super::server::Server;
 use super::tree::{Caller, Handle, OpenMode};
 use super::verbs::Verb;
 use crate::clock::HybridTime;
-use crate::engine::state::{Command, Operation, State};
+use crate::engine::state::{Command, Kind as Entity, Operation, State};
 use crate::text::Refusal;
 use std::sync::Arc;
 
@@ -72,8 +72,8 @@ pub(super) struct Kind {
     pub(super) object: fn(&State, u64) -> Option<Object>,
     /// The first object with a number greater than this.
     pub(super) next: fn(&State, u64) -> Option<u64>,
-    /// The entry that last changed which objects there are.
-    pub(super) changed_seq: fn(&State) -> u64,
+    /// What its objects are to the state machine.
+    pub(super) entity: Entity,
     /// What rmdir of an object is.
     pub(super) delete: fn(&State, u64) -> Option<Command>,
 }

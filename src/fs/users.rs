@@ -2,7 +2,7 @@
 
 use super::table::{Asked, Content, File, Kind, Maker, Object};
 use super::verbs::{Act, Attributes, Verb};
-use crate::engine::state::{Command, Operation, Role, State, User};
+use crate::engine::state::{Command, Kind as Entity, Operation, Role, State, User};
 use crate::text::{Attr, Refusal, columns::Table, kv::KeyValues, name, time::rfc3339};
 
 static FILES: &[File] = &[
@@ -43,7 +43,7 @@ pub(super) static KIND: Kind = Kind {
         })
     },
     next: |state, after| state.users().map(|u| u.id.0).filter(|id| *id > after).min(),
-    changed_seq: |state| state.users().map(|u| u.changed_seq).max().unwrap_or(0),
+    entity: Entity::User,
     delete: |_, _| None,
 };
 

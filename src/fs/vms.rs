@@ -3,7 +3,7 @@
 use super::table::{Asked, Content, File, Kind, Maker, Object};
 use super::verbs::{Act, Attributes, Verb};
 use super::{streams, vm_attrs, vm_text};
-use crate::engine::state::{Command, Conditions, Operation, State, VmId, VmVerb};
+use crate::engine::state::{Command, Conditions, Kind as Entity, Operation, VmId, VmVerb};
 use crate::text::{Refusal, duration};
 
 static FILES: &[File] = &[
@@ -69,7 +69,7 @@ pub(super) static KIND: Kind = Kind {
         })
     },
     next: |state, after| state.vms_after(VmId(after)).next().map(|vm| vm.id.0),
-    changed_seq: State::vms_seq,
+    entity: Entity::Vm,
     delete: |_, id| {
         let (vm, verb, conditions) = (VmId(id), VmVerb::Delete, Conditions::default());
         Some(Command::Vm { vm, verb, conditions })
