@@ -7,6 +7,7 @@
 //! - `handles.rs`, `streams.rs`: open files; `verbs.rs`: what is written to a ctl; `errors.rs`: `/err`
 
 mod errors;
+pub mod fuse;
 mod handles;
 mod images;
 mod ipam;
