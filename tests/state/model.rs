@@ -375,7 +375,7 @@ impl Model {
         };
         let mut cell = self.cell(&vm, column);
         if *report == VmReport::GuestReady {
-            if vm.ready {
+            if vm.ready || vm.started_ms.is_none() {
                 cell = "=".to_owned();
             } else if cell != "=" {
                 vm.ready = true;

@@ -302,7 +302,7 @@ impl Vm {
                 (self.actual, self.pid, self.started) = (Actual::Running, Some(*pid), Some(now));
                 Ok(Change::Now(What::Running { generation }))
             }
-            (VmReport::GuestReady, Actual::Running | Actual::Paused) if !self.guest_ready => {
+            (VmReport::GuestReady, _) if self.started.is_some() && !self.guest_ready => {
                 (self.guest_ready, self.error) = (true, None);
                 Ok(Change::Now(What::GuestReady { generation }))
             }

@@ -170,7 +170,7 @@ impl Work<'_> {
         (vm.changed, vm.changed_seq) = (now, self.seq);
         vm.history.push(self.seq, now, &what);
         self.index_name(vm.id, old.as_deref().and_then(|o| o.name.as_deref()), vm.name.as_deref());
-        self.promise(old.as_deref(), Some(&vm));
+        self.promise(old.as_deref(), &vm);
         self.event(Subject::Vm(vm.id), what);
         self.state.vms.insert(vm.id, Arc::new(vm));
     }
@@ -178,7 +178,6 @@ impl Work<'_> {
     fn remove(&mut self, vm: &Vm) {
         if let Some(old) = self.state.vms.remove(&vm.id) {
             self.index_name(vm.id, old.name.as_deref(), None);
-            self.promise(Some(&old), None);
         }
         self.state.ipam.release_holder(vm.id.0, self.state.now, self.seq);
         self.touch(Kind::Pool);
@@ -198,9 +197,9 @@ impl Work<'_> {
         self.touch_members(Kind::Vm);
     }
 
-    /// Takes back what the old VM was promised, and promises what the new one is to have.
-    fn promise(&mut self, old: Option<&Vm>, new: Option<&Vm>) {
-        for (vm, with) in [(old, u64::saturating_sub as fn(u64, u64) -> u64), (new, u64::saturating_add)] {
+    /// Takes back what the VM was promised before, and promises what it is to have now.
+    fn promise(&mut self, old: Option<&Vm>, new: &Vm) {
+        for (vm, with) in [(old, u64::saturating_sub as fn(u64, u64) -> u64), (Some(new), u64::saturating_add)] {
             let Some((node, bytes)) = vm.and_then(|vm| Some((vm.node?, vm.promised_bytes))) else { continue };
             match with(self.state.memory_promised(node), bytes) {
                 0 => self.state.promised.remove(&node),
