@@ -2,6 +2,7 @@
 //!
 //! The map. A room imports only from rooms further down (`tests/architecture.rs` checks it):
 //!
+//! - [`cli`]: the verbs of the command line that talk to a running node
 //! - [`config`]: configuration, typed; every mistake names key, value and what is allowed
 //! - [`fs`]: the tree: what a file is, what a directory is; served over FUSE and 9P
 //! - [`engine`]: what is true: the replicated state machine, its log, and the hands on each host
@@ -10,6 +11,7 @@
 //! - [`clock`]: the hybrid logical clock
 //! - [`text`]: `attr=value`, `key value`, columns, sizes, durations, refusals: parsing and printing
 
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod engine;

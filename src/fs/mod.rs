@@ -11,6 +11,7 @@ pub mod fuse;
 mod handles;
 mod images;
 mod ipam;
+pub mod ninep;
 mod nodes;
 mod place;
 mod root;

@@ -1,1 +1,40 @@
-//! 9P: messages and a client. Knows only `text`.
+//! 9P: the messages of 9P2000.L, how they travel, and a client. Knows only `text`.
+//!
+//! - [`message`]: every message, as one table of requests and one of replies
+//! - [`field`]: what messages are made of: numbers, strings, qids, lists; bounds-checked, borrowed from the received bytes
+//! - [`frame`]: messages in a stream of bytes: buffers for both directions
+//! - [`linux`]: the numbers that .L takes from Linux: open flags, attribute masks, modes
+//! - [`client`]: a client
+//!
+//! Protocol: intro(5) of Plan 9's manual and the files beside it; for .L diod's `protocol.md` and Linux's `net/9p/client.c`.
+
+pub mod client;
+pub mod field;
+pub mod frame;
+pub mod linux;
+pub mod message;
+
+pub use field::{Data, DirEntry, List, Malformed, Qid};
+pub use message::{Header, Reply, Request};
+
+/// The dialect that is spoken here, as Tversion names it.
+pub const VERSION_L: &str = "9P2000.L";
+/// What Rversion says when the dialect that was asked for is not spoken.
+pub const VERSION_UNKNOWN: &str = "unknown";
+
+/// The tag of Tversion, and of nothing else.
+pub const NOTAG: u16 = u16::MAX;
+/// The afid of a Tattach without authentication.
+pub const NOFID: u32 = u32::MAX;
+/// The n_uname of who gives a name, or nothing.
+pub const NONUNAME: u32 = u32::MAX;
+
+/// What Twrite and Rread need besides their data, with room to spare (IOHDRSZ of fcall(3)), in bytes.
+pub const IO_HEADER_BYTES: u32 = 24;
+/// The most names that one Twalk holds (MAXWELEM of fcall(3)).
+pub const WALK_NAMES_MAX: usize = 16;
+
+/// The smallest msize that is agreed on, in bytes: what Plan 9 and old Linux use by default.
+pub const MSIZE_MIN: u32 = 8 * 1024;
+/// The largest msize, in bytes: Linux's own limit on TCP. It bounds what one message can cost.
+pub const MSIZE_MAX: u32 = 1024 * 1024;

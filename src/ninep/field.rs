@@ -1,0 +1,270 @@
+//! What 9P messages are made of: numbers (little-endian), strings, counted data, qids, lists. Decoding borrows from the
+//! received bytes, checks every bound, and allocates nothing.
+
+use super::WALK_NAMES_MAX;
+use bytes::{BufMut, BytesMut};
+use std::marker::PhantomData;
+
+/// Why bytes are no message, or a message can't be made into bytes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    /// It ends in the middle of a field, or a count says more than there is.
+    #[error("invalid message: it ends {missing} bytes too early, or a count in it lies")]
+    Truncated {
+        /// How many bytes the field that doesn't fit needs more.
+        missing: usize,
+    },
+    /// It goes on behind its last field.
+    #[error("invalid message: {0} bytes follow its last field")]
+    Trailing(usize),
+    /// A string is not UTF-8.
+    #[error("invalid message: a string in it is not UTF-8")]
+    NotUtf8,
+    /// More names or qids than a walk may have.
+    #[error("invalid message: {0} names in a walk, and 16 is the most")]
+    TooManyNames(usize),
+    /// A string of more than 65,535 bytes, or data of more than 4 GiB.
+    #[error("invalid message: a field of {0} bytes is too long for its count")]
+    TooLong(usize),
+    /// No message has this number in this direction.
+    #[error("invalid message: there is no message type {0} in 9P2000.L")]
+    UnknownType(u8),
+    /// The size field says less than a header has, or more than was agreed on.
+    #[error("invalid message: a size of {size} bytes, which is not within 7 and the agreed {size_max}")]
+    Size {
+        /// What the message says.
+        size: u32,
+        /// The agreed msize.
+        size_max: u32,
+    },
+}
+
+/// What is left to decode of a message.
+#[derive(Debug, Clone)]
+pub struct Cursor<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Cursor<'a> {
+    /// Decodes from the start of `bytes`.
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Cursor { rest: bytes }
+    }
+
+    /// Is nothing left?
+    pub fn is_empty(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    /// The next `count` bytes.
+    ///
+    /// # Errors
+    /// [`Malformed::Truncated`] if there are fewer.
+    pub fn take(&mut self, count: usize) -> Result<&'a [u8], Malformed> {
+        let Some((taken, rest)) = self.rest.split_at_checked(count) else {
+            return Err(Malformed::Truncated { missing: count.saturating_sub(self.rest.len()) });
+        };
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
+        let Some((taken, rest)) = self.rest.split_first_chunk::<N>() else {
+            return Err(Malformed::Truncated { missing: N.saturating_sub(self.rest.len()) });
+        };
+        self.rest = rest;
+        Ok(*taken)
+    }
+
+    /// The end of the message.
+    ///
+    /// # Errors
+    /// [`Malformed::Trailing`] if something is left.
+    pub fn finish(self) -> Result<(), Malformed> {
+        if self.rest.is_empty() { Ok(()) } else { Err(Malformed::Trailing(self.rest.len())) }
+    }
+}
+
+/// One field of a message.
+pub trait Field<'a>: Sized {
+    /// Decodes it.
+    ///
+    /// # Errors
+    /// What doesn't fit or isn't allowed.
+    fn get(from: &mut Cursor<'a>) -> Result<Self, Malformed>;
+
+    /// Appends it to `into`.
+    ///
+    /// # Errors
+    /// [`Malformed::TooLong`] for what its count can't say.
+    fn put(&self, into: &mut BytesMut) -> Result<(), Malformed>;
+}
+
+macro_rules! number {
+    ($($type:ty: $put:ident),*) => {$(
+        impl Field<'_> for $type {
+            fn get(from: &mut Cursor<'_>) -> Result<Self, Malformed> {
+                from.array().map(<$type>::from_le_bytes)
+            }
+            fn put(&self, into: &mut BytesMut) -> Result<(), Malformed> {
+                into.$put(*self);
+                Ok(())
+            }
+        }
+    )*};
+}
+number!(u8: put_u8, u16: put_u16_le, u32: put_u32_le, u64: put_u64_le);
+
+impl<'a> Field<'a> for &'a str {
+    fn get(from: &mut Cursor<'a>) -> Result<Self, Malformed> {
+        let count = u16::get(from)?;
+        std::str::from_utf8(from.take(count.into())?).map_err(|_| Malformed::NotUtf8)
+    }
+    fn put(&self, into: &mut BytesMut) -> Result<(), Malformed> {
+        u16::try_from(self.len()).map_err(|_| Malformed::TooLong(self.len()))?.put(into)?;
+        into.put_slice(self.as_bytes());
+        Ok(())
+    }
+}
+
+/// Bytes with a count of 32 bits before them: what Rread and Twrite carry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Data<'a>(pub &'a [u8]);
+
+impl<'a> Field<'a> for Data<'a> {
+    fn get(from: &mut Cursor<'a>) -> Result<Self, Malformed> {
+        let count = usize::try_from(u32::get(from)?).map_err(|_| Malformed::TooLong(usize::MAX))?;
+        from.take(count).map(Data)
+    }
+    fn put(&self, into: &mut BytesMut) -> Result<(), Malformed> {
+        u32::try_from(self.0.len()).map_err(|_| Malformed::TooLong(self.0.len()))?.put(into)?;
+        into.put_slice(self.0);
+        Ok(())
+    }
+}
+
+/// The server's own name of a file: its kind, its version, its path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Qid {
+    /// [`Qid::DIRECTORY`], [`Qid::LINK`], or [`Qid::FILE`].
+    pub kind: u8,
+    /// Changes when the content does.
+    pub version: u32,
+    /// One file's alone, for ever.
+    pub path: u64,
+}
+
+impl Qid {
+    /// The kind of a directory (QTDIR).
+    pub const DIRECTORY: u8 = 0x80;
+    /// The kind of a symbolic link (QTSYMLINK of .u and .L).
+    pub const LINK: u8 = 0x02;
+    /// The kind of a file (QTFILE).
+    pub const FILE: u8 = 0;
+}
+
+impl Field<'_> for Qid {
+    fn get(from: &mut Cursor<'_>) -> Result<Self, Malformed> {
+        Ok(Qid { kind: u8::get(from)?, version: u32::get(from)?, path: u64::get(from)? })
+    }
+    fn put(&self, into: &mut BytesMut) -> Result<(), Malformed> {
+        self.kind.put(into)?;
+        self.version.put(into)?;
+        self.path.put(into)
+    }
+}
+
+/// The names of a Twalk or the qids of an Rwalk: at most 16, checked when it was decoded, decoded again as it is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct List<'a, T> {
+    count: u16,
+    raw: &'a [u8],
+    of: PhantomData<T>,
+}
+
+impl<'a, T: Field<'a>> List<'a, T> {
+    /// A list of these, whose bytes are kept in `scratch`.
+    ///
+    /// # Errors
+    /// More than 16, or a name that is too long.
+    pub fn of(items: &[T], scratch: &'a mut BytesMut) -> Result<Self, Malformed> {
+        let count = u16::try_from(items.len()).map_err(|_| Malformed::TooManyNames(items.len()))?;
+        if items.len() > WALK_NAMES_MAX {
+            return Err(Malformed::TooManyNames(items.len()));
+        }
+        scratch.clear();
+        items.iter().try_for_each(|item| item.put(scratch))?;
+        Ok(List { count, raw: scratch, of: PhantomData })
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.count.into()
+    }
+
+    /// None?
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// They, in order.
+    pub fn iter(&self) -> impl Iterator<Item = T> + use<'a, T> {
+        let mut cursor = Cursor::new(self.raw);
+        (0..self.count).map_while(move |_| T::get(&mut cursor).ok())
+    }
+}
+
+impl<'a, T: Field<'a>> Field<'a> for List<'a, T> {
+    fn get(from: &mut Cursor<'a>) -> Result<Self, Malformed> {
+        let count = u16::get(from)?;
+        if usize::from(count) > WALK_NAMES_MAX {
+            return Err(Malformed::TooManyNames(count.into()));
+        }
+        let before = from.rest;
+        for _ in 0..count {
+            T::get(from)?;
+        }
+        let length = before.len().saturating_sub(from.rest.len());
+        Ok(List { count, raw: before.get(..length).unwrap_or_default(), of: PhantomData })
+    }
+    fn put(&self, into: &mut BytesMut) -> Result<(), Malformed> {
+        self.count.put(into)?;
+        into.put_slice(self.raw);
+        Ok(())
+    }
+}
+
+/// One record in the data of an Rreaddir.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DirEntry<'a> {
+    /// Which file.
+    pub qid: Qid,
+    /// The offset of the Treaddir that goes on after it.
+    pub offset: u64,
+    /// Its kind, as d_type of readdir(3) has it.
+    pub kind: u8,
+    /// Its name.
+    pub name: &'a str,
+}
+
+impl DirEntry<'_> {
+    /// The bytes of a record besides its name's.
+    const FIXED_BYTES: usize = 13 + 8 + 1 + 2;
+
+    /// How many bytes it takes in an Rreaddir.
+    pub fn size(&self) -> usize {
+        DirEntry::FIXED_BYTES + self.name.len()
+    }
+}
+
+impl<'a> Field<'a> for DirEntry<'a> {
+    fn get(from: &mut Cursor<'a>) -> Result<Self, Malformed> {
+        Ok(DirEntry { qid: Qid::get(from)?, offset: u64::get(from)?, kind: u8::get(from)?, name: <&str>::get(from)? })
+    }
+    fn put(&self, into: &mut BytesMut) -> Result<(), Malformed> {
+        self.qid.put(into)?;
+        self.offset.put(into)?;
+        self.kind.put(into)?;
+        self.name.put(into)
+    }
+}

@@ -1,0 +1,272 @@
+//! The messages of 9P2000.L: one table of requests, one of replies. A row is a number, a name and the fields in the order of
+//! the wire; encoding and decoding follow from it.
+
+use super::field::{Cursor, Data, Field, List, Malformed, Qid};
+use bytes::{BufMut, BytesMut};
+
+/// The bytes before a message's fields: size[4] type[1] tag[2].
+pub const HEADER_BYTES: usize = 7;
+
+/// What every message begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// The length of the whole message, this field included.
+    pub size: u32,
+    /// The number of the message's row in its table.
+    pub kind: u8,
+    /// Whose answer it is, or under which name it is to be answered.
+    pub tag: u16,
+}
+
+impl Header {
+    /// The header of a message of which at least 7 bytes are there.
+    ///
+    /// # Errors
+    /// [`Malformed::Truncated`]: there are fewer.
+    pub fn decode(bytes: &[u8]) -> Result<Header, Malformed> {
+        let cursor = &mut Cursor::new(bytes);
+        Ok(Header { size: u32::get(cursor)?, kind: u8::get(cursor)?, tag: u16::get(cursor)? })
+    }
+}
+
+/// Appends a message: its header, then what `fields` puts. On an error nothing is appended.
+fn append(
+    kind: u8,
+    tag: u16,
+    into: &mut BytesMut,
+    fields: impl FnOnce(&mut BytesMut) -> Result<(), Malformed>,
+) -> Result<(), Malformed> {
+    let start = into.len();
+    into.put_u32_le(0);
+    into.put_u8(kind);
+    into.put_u16_le(tag);
+    let done = fields(into).and_then(|()| {
+        let length = into.len().saturating_sub(start);
+        u32::try_from(length).map_err(|_| Malformed::TooLong(length))
+    });
+    match (done, into.get_mut(start..).and_then(|message| message.first_chunk_mut::<4>())) {
+        (Ok(size), Some(field)) => {
+            *field = size.to_le_bytes();
+            Ok(())
+        }
+        (Err(malformed), _) => {
+            into.truncate(start);
+            Err(malformed)
+        }
+        (Ok(_), None) => Err(Malformed::Truncated { missing: HEADER_BYTES }),
+    }
+}
+
+macro_rules! messages {
+    (
+        $(#[$about:meta])*
+        $table:ident<$life:lifetime> {
+            $( $(#[doc = $doc:literal])* $number:literal $name:ident { $($field:ident: $type:ty),* } )*
+        }
+    ) => {
+        $(#[$about])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum $table<$life> {
+            $(
+                $(#[doc = $doc])*
+                $name {
+                    $(
+                        #[doc = concat!("`", stringify!($field), "` of the protocol.")]
+                        $field: $type,
+                    )*
+                },
+            )*
+        }
+
+        impl<$life> $table<$life> {
+            /// The message of this type with these fields, which must be all of `body`.
+            ///
+            /// # Errors
+            /// Whatever is wrong with the bytes.
+            pub fn decode(kind: u8, body: &$life [u8]) -> Result<Self, Malformed> {
+                #[allow(unused_mut, reason = "a message without fields takes nothing")]
+                let mut cursor = Cursor::new(body);
+                let message = match kind {
+                    $( $number => $table::$name { $($field: <$type as Field>::get(&mut cursor)?),* }, )*
+                    _ => return Err(Malformed::UnknownType(kind)),
+                };
+                cursor.finish()?;
+                Ok(message)
+            }
+
+            /// Appends the whole message to `into`; on an error nothing.
+            ///
+            /// # Errors
+            /// [`Malformed::TooLong`]: a field is longer than its count can say.
+            pub fn encode(&self, tag: u16, into: &mut BytesMut) -> Result<(), Malformed> {
+                append(self.kind(), tag, into, |into| match self {
+                    $( $table::$name { $($field),* } => {
+                        $( Field::put($field, into)?; )*
+                        let _ = into;
+                        Ok(())
+                    } )*
+                })
+            }
+
+            /// The number of its type.
+            pub fn kind(&self) -> u8 {
+                match self {
+                    $( $table::$name { .. } => $number, )*
+                }
+            }
+
+            /// Its name, without the T or R.
+            pub fn name(&self) -> &'static str {
+                match self {
+                    $( $table::$name { .. } => stringify!($name), )*
+                }
+            }
+        }
+    };
+}
+
+messages! {
+    /// What a client asks: the T-messages.
+    Request<'a> {
+        /// statfs(2).
+        8 Statfs { fid: u32 }
+        /// Opens a fid with Linux's flags.
+        12 Lopen { fid: u32, flags: u32 }
+        /// Makes a file in the directory of a fid and opens it there.
+        14 Lcreate { fid: u32, name: &'a str, flags: u32, mode: u32, gid: u32 }
+        /// Makes a symbolic link.
+        16 Symlink { fid: u32, name: &'a str, target: &'a str, gid: u32 }
+        /// Makes a special file.
+        18 Mknod { dfid: u32, name: &'a str, mode: u32, major: u32, minor: u32, gid: u32 }
+        /// Moves a file to another directory and name.
+        20 Rename { fid: u32, dfid: u32, name: &'a str }
+        /// Reads a symbolic link.
+        22 Readlink { fid: u32 }
+        /// stat(2).
+        24 Getattr { fid: u32, request_mask: u64 }
+        /// chmod(2), chown(2), truncate(2), utimes(2).
+        26 Setattr {
+            fid: u32, valid: u32, mode: u32, uid: u32, gid: u32, size: u64,
+            atime_sec: u64, atime_nsec: u64, mtime_sec: u64, mtime_nsec: u64
+        }
+        /// Makes `newfid` stand for an extended attribute, or for the list of them.
+        30 Xattrwalk { fid: u32, newfid: u32, name: &'a str }
+        /// Makes a fid stand for an extended attribute that is to be written.
+        32 Xattrcreate { fid: u32, name: &'a str, attr_size: u64, flags: u32 }
+        /// Reads an opened directory.
+        40 Readdir { fid: u32, offset: u64, count: u32 }
+        /// fsync(2).
+        50 Fsync { fid: u32, datasync: u32 }
+        /// Takes or gives back a lock.
+        52 Lock { fid: u32, kind: u8, flags: u32, start: u64, length: u64, proc_id: u32, client_id: &'a str }
+        /// Asks whether a lock could be had.
+        54 Getlock { fid: u32, kind: u8, start: u64, length: u64, proc_id: u32, client_id: &'a str }
+        /// Makes a hard link.
+        70 Link { dfid: u32, fid: u32, name: &'a str }
+        /// Makes a directory.
+        72 Mkdir { dfid: u32, name: &'a str, mode: u32, gid: u32 }
+        /// Moves a name to another directory and name.
+        74 Renameat { olddirfid: u32, oldname: &'a str, newdirfid: u32, newname: &'a str }
+        /// Removes a name.
+        76 Unlinkat { dirfid: u32, name: &'a str, flags: u32 }
+        /// Begins a session: the dialect and the longest message.
+        100 Version { msize: u32, version: &'a str }
+        /// Begins authentication.
+        102 Auth { afid: u32, uname: &'a str, aname: &'a str, n_uname: u32 }
+        /// Makes a fid stand for the root, or for the subtree `aname`.
+        104 Attach { fid: u32, afid: u32, uname: &'a str, aname: &'a str, n_uname: u32 }
+        /// Cancels a request.
+        108 Flush { oldtag: u16 }
+        /// Makes `newfid` stand for what is reached from `fid` by these names.
+        110 Walk { fid: u32, newfid: u32, names: List<'a, &'a str> }
+        /// Reads an opened file.
+        116 Read { fid: u32, offset: u64, count: u32 }
+        /// Writes an opened file.
+        118 Write { fid: u32, offset: u64, data: Data<'a> }
+        /// Forgets a fid.
+        120 Clunk { fid: u32 }
+        /// Removes the file of a fid, and forgets the fid.
+        122 Remove { fid: u32 }
+    }
+}
+
+messages! {
+    /// What a server answers: the R-messages.
+    Reply<'a> {
+        /// It failed, with Linux's errno.
+        7 Lerror { ecode: u32 }
+        /// To Tstatfs.
+        9 Statfs {
+            kind: u32, bsize: u32, blocks: u64, bfree: u64, bavail: u64, files: u64, ffree: u64, fsid: u64, namelen: u32
+        }
+        /// To Tlopen.
+        13 Lopen { qid: Qid, iounit: u32 }
+        /// To Tlcreate.
+        15 Lcreate { qid: Qid, iounit: u32 }
+        /// To Tsymlink.
+        17 Symlink { qid: Qid }
+        /// To Tmknod.
+        19 Mknod { qid: Qid }
+        /// To Trename.
+        21 Rename { }
+        /// To Treadlink.
+        23 Readlink { target: &'a str }
+        /// To Tgetattr.
+        25 Getattr { valid: u64, qid: Qid, attributes: super::linux::Attributes }
+        /// To Tsetattr.
+        27 Setattr { }
+        /// To Txattrwalk.
+        31 Xattrwalk { size: u64 }
+        /// To Txattrcreate.
+        33 Xattrcreate { }
+        /// To Treaddir: whole records.
+        41 Readdir { data: Data<'a> }
+        /// To Tfsync.
+        51 Fsync { }
+        /// To Tlock.
+        53 Lock { status: u8 }
+        /// To Tgetlock.
+        55 Getlock { kind: u8, start: u64, length: u64, proc_id: u32, client_id: &'a str }
+        /// To Tlink.
+        71 Link { }
+        /// To Tmkdir.
+        73 Mkdir { qid: Qid }
+        /// To Trenameat.
+        75 Renameat { }
+        /// To Tunlinkat.
+        77 Unlinkat { }
+        /// To Tversion.
+        101 Version { msize: u32, version: &'a str }
+        /// To Tauth.
+        103 Auth { aqid: Qid }
+        /// To Tattach.
+        105 Attach { qid: Qid }
+        /// It failed, with a sentence: 9P2000's own, and the answer to a Tversion that can't be agreed with.
+        107 Error { ename: &'a str }
+        /// To Tflush.
+        109 Flush { }
+        /// To Twalk: one qid for each name that was reached.
+        111 Walk { qids: List<'a, Qid> }
+        /// To Tread.
+        117 Read { data: Data<'a> }
+        /// To Twrite.
+        119 Write { count: u32 }
+        /// To Tclunk.
+        121 Clunk { }
+        /// To Tremove.
+        123 Remove { }
+    }
+}
+
+/// Appends the header of an Rread or Rreaddir (`kind`) whose `count` bytes of data follow it without a copy.
+///
+/// # Errors
+/// [`Malformed::TooLong`]: more than a message can hold.
+pub fn append_data_header(kind: u8, tag: u16, count: usize, into: &mut BytesMut) -> Result<(), Malformed> {
+    let size = u32::try_from(HEADER_BYTES + 4 + count).map_err(|_| Malformed::TooLong(count))?;
+    into.put_u32_le(size);
+    into.put_u8(kind);
+    into.put_u16_le(tag);
+    into.put_u32_le(size.saturating_sub(HEADER_BYTES as u32 + 4));
+    Ok(())
+}
