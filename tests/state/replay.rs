@@ -1,9 +1,9 @@
 //! The same log gives the same state: again, from a snapshot on, with entries twice, from bytes.
 
-use super::cluster::{Cluster, spec, user};
+use super::cluster::{Cluster, NODE, spec, user};
 use super::model::play;
 use super::steps::Step;
-use blixard::engine::state::{DecodeError, Entry, State, VmVerb};
+use blixard::engine::state::{DecodeError, Entry, EntryId, State, VmVerb};
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 
@@ -51,6 +51,28 @@ proptest! {
 }
 
 proptest! {
+    /// What no submitter would write: the invariants hold all the same, or the program would not be told from a broken one.
+    #[test]
+    fn no_entry_breaks_an_invariant(
+        steps in proptest::collection::vec(any::<Step>(), 30),
+        flips in proptest::collection::vec((any::<prop::sample::Index>(), 1_u8..), 30),
+    ) {
+        let mut cluster = play(&steps);
+        let log = cluster.log.clone();
+        for (boot, (entry, (at, flip))) in (2..).zip(log.iter().rev().zip(flips)) {
+            let mut bytes = entry.encode();
+            let at = at.index(bytes.len());
+            bytes[at] ^= flip;
+            if let Ok(mut strange) = Entry::decode(&bytes) {
+                // It would be refused for its number or stamp else, which is tested elsewhere.
+                strange.id = EntryId { node: NODE, boot, n: 1 };
+                strange.at = strange.at.max(cluster.state.node(NODE).unwrap().newest_stamp);
+                // It checks the invariants.
+                let _outcome = cluster.apply(strange);
+            }
+        }
+    }
+
     #[test]
     fn no_bytes_are_too_strange(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
         let with_format: Vec<u8> = [1].into_iter().chain(bytes).collect();

@@ -1,4 +1,16 @@
 //! Taking an entry: is it new, is it allowed, does every command of it hold? All of them take effect, or none.
+//!
+//! In this order:
+//! 1. Its submitter is a member: a node of the cluster. Only the entry that founds the cluster comes from nobody.
+//! 2. It is newer than the last one of that node: its boot is higher, or the same with a higher number. What comes a second time,
+//!    or late from a boot that a newer one has closed, changes nothing but the place in the log that the state is at.
+//! 3. Its stamp is not behind the node's last one. From the stamps comes the cluster's time, [`State::now`], and from it every time
+//!    in the state. No clock is read: that a stamp is not too far ahead is checked by its submitter.
+//! 4. It has a bounded number of commands.
+//! 5. Each command, in order, on a copy: does its key say that it was done before; may its user do this to that object; does
+//!    the object take it. The first refusal is the entry's, and the copy is dropped.
+//!
+//! An entry that is refused after the second step has been submitted all the same: it can't come again.
 
 use super::node::NodeReport;
 use super::{

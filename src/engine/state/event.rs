@@ -163,3 +163,37 @@ impl fmt::Display for Event {
         write!(f, "{} {} {} {}", self.seq, crate::text::time::rfc3339(self.at.millis()), self.subject, self.what)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_one_line() {
+        let said = |subject: Subject, what: What| {
+            Event { seq: 7, at: HybridTime::from_millis(1_767_225_600_000), subject, what }.to_string()
+        };
+        let vm = || Subject::Vm(VmId(42));
+        for (what, line) in [
+            (What::Created, "created"),
+            (What::Starting { generation: 3 }, "starting generation 3"),
+            (What::Running { generation: 3 }, "running generation 3"),
+            (What::GuestReady { generation: 3 }, "guest ready generation 3"),
+            (What::StartingAgain, "starting again"),
+            (What::failed("it broke\nbadly\r\n"), "failed it broke badly  "),
+            (What::trouble("the disk is slow"), "trouble the disk is slow"),
+        ] {
+            assert_eq!(said(vm(), what), format!("7 2026-01-01T00:00:00.000Z vm 42 {line}"));
+        }
+        assert!(said(Subject::Node(NodeId(1)), What::Up).ends_with(" node 1 up"));
+        assert!(said(Subject::Pool("lab".into()), What::Removed).ends_with(" pool lab removed"));
+        assert!(said(Subject::Cluster, What::Created).ends_with(" cluster created"));
+    }
+
+    #[test]
+    fn sentences_are_cut_between_letters() {
+        assert_eq!(&*bounded("aäb", 2), "a");
+        assert_eq!(&*bounded("aäb", 3), "aä");
+        assert_eq!(&*bounded("aäb", 9), "aäb");
+    }
+}
