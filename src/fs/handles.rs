@@ -93,8 +93,8 @@ impl CtlHandle {
         CtlHandle { text, verbs, writable }
     }
 
-    /// The commands of a text, or the first line that is wrong.
-    fn commands(&self, data: &[u8]) -> Result<Vec<Command>, Refusal> {
+    /// The commands of a text, each with its line, or the first line that is wrong.
+    fn commands(&self, data: &[u8]) -> Result<Vec<(usize, Command)>, Refusal> {
         let lines = attrs::parse_lines(data)?;
         let open = &self.text.open;
         let state = open.server.state();
@@ -102,7 +102,7 @@ impl CtlHandle {
         let mut commands = Vec::new();
         for line in &lines {
             match ask(self.verbs, &asked, &line.attrs).map_err(|r| of_line(r, line.number, lines.len()))? {
-                Asking::Command(command) => commands.push(command),
+                Asking::Command(command) => commands.push((line.number, command)),
                 Asking::Done => {}
             }
         }
@@ -116,6 +116,19 @@ fn of_line(refusal: Refusal, number: usize, lines: usize) -> Refusal {
         1 => refusal,
         _ => Refusal::new(refusal.code, format!("line {number}: {}; nothing was done", refusal.sentence)),
     }
+}
+
+/// Submits what the lines of a write ask for; a refusal of one of several names its line.
+async fn submit(open: &Open, lines: Vec<(usize, Command)>) -> Result<Vec<Reply>, Refusal> {
+    let (numbers, commands): (Vec<usize>, Vec<Command>) = lines.into_iter().unzip();
+    let by = By::User(open.who.user.clone());
+    let outcome = open.server.engine().submit(by, commands).await.map_err(|refusal| {
+        match refusal.nth.and_then(|nth| numbers.get(nth)) {
+            Some(number) => of_line(refusal, *number, numbers.len()),
+            None => refusal,
+        }
+    });
+    open.noted(outcome)
 }
 
 impl Handle for CtlHandle {
@@ -132,8 +145,7 @@ impl Handle for CtlHandle {
             Err(refusal) => Answer::Now(Err(refusal)),
             Ok(commands) if commands.is_empty() => Answer::Now(Ok(data.len())),
             Ok(commands) => Answer::Later(Box::pin(async move {
-                let by = By::User(open.who.user.clone());
-                open.noted(open.server.engine().submit(by, commands).await)?;
+                submit(&open, commands).await?;
                 Ok(data.len())
             })),
         }
@@ -154,15 +166,17 @@ impl NewHandle {
         NewHandle { open, maker, writable, answer: Arc::default() }
     }
 
-    fn commands(&self, data: &[u8]) -> Result<Vec<Command>, Refusal> {
+    fn commands(&self, data: &[u8]) -> Result<Vec<(usize, Command)>, Refusal> {
         let lines = attrs::parse_lines(data)?;
         if lines.is_empty() {
             return Err(Refusal::invalid(
                 "invalid text: there is nothing in it to make; reading this file shows what it takes",
             ));
         }
-        let made =
-            |line: &attrs::Line| (self.maker.command)(&line.attrs).map_err(|r| of_line(r, line.number, lines.len()));
+        let made = |line: &attrs::Line| match (self.maker.command)(&line.attrs) {
+            Ok(command) => Ok((line.number, command)),
+            Err(refusal) => Err(of_line(refusal, line.number, lines.len())),
+        };
         lines.iter().map(made).collect()
     }
 }
@@ -190,8 +204,7 @@ impl Handle for NewHandle {
         match open.noted(self.commands(&data)) {
             Err(refusal) => Answer::Now(Err(refusal)),
             Ok(commands) => Answer::Later(Box::pin(async move {
-                let by = By::User(open.who.user.clone());
-                let replies = open.noted(open.server.engine().submit(by, commands).await)?;
+                let replies = submit(&open, commands).await?;
                 let mut numbers = String::new();
                 for reply in replies {
                     if let Reply::Created(number) = reply {

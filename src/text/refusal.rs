@@ -89,12 +89,20 @@ pub struct Refusal {
     pub code: Code,
     /// The sentence, without a final newline.
     pub sentence: String,
+    /// Which of several things that were asked for together it is about, counted from 0. None: all, or the only one.
+    pub nth: Option<usize>,
 }
 
 impl Refusal {
     /// A refusal with this code and sentence.
     pub fn new(code: Code, sentence: impl Into<String>) -> Self {
-        Refusal { code, sentence: sentence.into() }
+        Refusal { code, sentence: sentence.into(), nth: None }
+    }
+
+    /// The same, about the nth of several.
+    #[must_use]
+    pub fn of_nth(self, nth: usize) -> Self {
+        Refusal { nth: Some(nth), ..self }
     }
 }
 

@@ -31,7 +31,10 @@ fn result(outcome: &Outcome) -> String {
             words.dedup();
             format!("result={}", words.join(","))
         }
-        Err(refusal) => format!("result={:?} reason={}", refusal.code, quote(&refusal.sentence)),
+        Err(refusal) => {
+            let nth = refusal.nth.map(|nth| format!("command {}: ", nth + 1)).unwrap_or_default();
+            format!("result={:?} reason={}", refusal.code, quote(&format!("{nth}{}", refusal.sentence)))
+        }
     }
 }
 

@@ -8,7 +8,7 @@
 //!    in the state. No clock is read: that a stamp is not too far ahead is checked by its submitter.
 //! 4. It has a bounded number of commands.
 //! 5. Each command, in order, on a copy: does its key say that it was done before; may its user do this to that object; does
-//!    the object take it. The first refusal is the entry's, and the copy is dropped.
+//!    the object take it. The first refusal is the entry's and says which command it is about, and the copy is dropped.
 //!
 //! An entry that is refused after the second step has been submitted all the same: it can't come again.
 
@@ -111,12 +111,10 @@ impl State {
 impl Work<'_> {
     fn all(&mut self, commands: &[Command]) -> Result<Vec<Reply>, Refusal> {
         let mut replies = Vec::with_capacity(commands.len());
-        for (index, command) in commands.iter().enumerate() {
+        for (nth, command) in commands.iter().enumerate() {
             let reply = self.once(command).map_err(|refusal| match commands.len() {
                 1 => refusal,
-                _ => {
-                    Refusal::new(refusal.code, format!("command {}: {}; nothing was done", index + 1, refusal.sentence))
-                }
+                _ => refusal.of_nth(nth),
             })?;
             replies.push(reply);
         }
