@@ -2,6 +2,7 @@
 //!
 //! The map. A room imports only from rooms further down (`tests/architecture.rs` checks it):
 //!
+//! - [`serve`]: `blixard serve`: puts the rooms together
 //! - [`cli`]: the verbs of the command line that talk to a running node
 //! - [`config`]: configuration, typed; every mistake names key, value and what is allowed
 //! - [`fs`]: the tree: what a file is, what a directory is; served over FUSE and 9P
@@ -18,4 +19,5 @@ pub mod engine;
 pub mod fs;
 pub mod ipam;
 pub mod ninep;
+pub mod serve;
 pub mod text;

@@ -1,2 +1,112 @@
-//! blixard
-fn main() {}
+//! The command line: `blixard serve` is a node, `blixard check-config` explains a configuration, everything else talks to a node.
+
+use blixard::cli;
+use blixard::config::{self, Config};
+use blixard::serve;
+use clap::{Args, Parser, Subcommand};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// A cluster of machines as a file tree.
+#[derive(Debug, Parser)]
+#[command(name = "blixard", version, about, disable_help_subcommand = true)]
+struct Line {
+    #[command(flatten)]
+    at: cli::At,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Be a node: serve the tree, run VMs, until SIGINT or SIGTERM
+    Serve {
+        #[command(flatten)]
+        flags: Flags,
+        /// Go on although the log has lost commands that were acknowledged; what was lost is set aside
+        #[arg(long)]
+        accept_loss: bool,
+    },
+    /// Show the configuration, and every mistake in it
+    CheckConfig(Flags),
+    #[command(flatten)]
+    Verb(cli::Verb),
+}
+
+/// What a node is told. Without a flag the environment (BLIXARD_NAME, BLIXARD_DATA, ...) is asked, then the file.
+#[derive(Debug, Args)]
+struct Flags {
+    /// The configuration; default: /etc/blixard.toml if it is there
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The node's name; default: the host's
+    #[arg(long, value_name = "NODE")]
+    name: Option<String>,
+    /// Where everything is kept; default: /var/lib/blixard
+    #[arg(long, value_name = "DIR")]
+    data: Option<String>,
+    /// Where the tree is mounted; default: /n/blixard
+    #[arg(long, value_name = "DIR")]
+    mount: Option<String>,
+    /// Where 9P is served, as unix!/run/blixard/sock or tcp!127.0.0.1!564; may be given more than once
+    #[arg(long, value_name = "DIAL")]
+    listen: Vec<String>,
+    /// qemu or simulated
+    #[arg(long, value_name = "HYPERVISOR")]
+    hypervisor: Option<String>,
+    /// Where images are; default: /var/lib/blixard/images
+    #[arg(long, value_name = "DIR")]
+    images: Option<String>,
+    /// How much is traced: info, debug, blixard::fs=debug
+    #[arg(long, value_name = "LEVEL")]
+    trace: Option<String>,
+    /// Trace as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl From<Flags> for config::Options {
+    fn from(flags: Flags) -> config::Options {
+        config::Options {
+            config: flags.config,
+            name: flags.name,
+            data: flags.data,
+            mount: flags.mount,
+            listen: flags.listen,
+            hypervisor: flags.hypervisor,
+            images: flags.images,
+            trace: flags.trace,
+            json: flags.json,
+        }
+    }
+}
+
+fn say(text: impl std::fmt::Display) {
+    // If stderr can't be written, there is nobody left to tell.
+    let _ = writeln!(std::io::stderr(), "blixard: {text}");
+}
+
+fn main() -> ExitCode {
+    let line = Line::parse();
+    let done = match line.command {
+        Command::Verb(verb) => return cli::run(&line.at, &verb),
+        Command::Serve { flags, accept_loss } => {
+            load(flags).and_then(|config| serve::serve(&config, accept_loss).map_err(|error| error.to_string()))
+        }
+        Command::CheckConfig(flags) => load(flags).and_then(|config| {
+            std::io::stdout().write_all(config.print().as_bytes()).map_err(|error| error.to_string())
+        }),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            say(why);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn load(flags: Flags) -> Result<Config, String> {
+    Config::load(&flags.into(), std::env::vars_os()).map_err(|mistakes| mistakes.to_string())
+}

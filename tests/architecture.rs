@@ -200,7 +200,7 @@ fn faults(module: &str, text: &str) -> Vec<String> {
 fn fault(module: &str, room: &Room, name: &str) -> Option<String> {
     if let Some(own) = name.strip_prefix("crate::") {
         let target = room_of(own)?;
-        let allowed = target.path == room.path || room.may.iter().any(|m| below(target.path, m));
+        let allowed = target.path == room.path || room.may.iter().any(|m| below(target.path, m) || below(own, m));
         return (!allowed).then(|| format!("{module} names {own}: {} may not know {}", room.path, target.path));
     }
     let outside = name.split("::").next().unwrap_or_default();

@@ -69,6 +69,10 @@ pub struct Options {
     pub data: PathBuf,
     /// The images folder.
     pub images: PathBuf,
+    /// Memory that guests may have, in bytes; None: what the hypervisor finds.
+    pub memory_bytes: Option<u64>,
+    /// Virtual CPUs that the node says it has; None: the host's.
+    pub cpus: Option<u32>,
     /// See [`SetTraceLevel`].
     pub set_trace_level: SetTraceLevel,
 }
@@ -78,6 +82,10 @@ pub fn device_tag(data: &Path) -> String {
     use std::os::unix::ffi::OsStrExt;
     let hash = images::hex(&Sha256::digest(data.as_os_str().as_bytes()));
     hash.chars().take(5).collect()
+}
+
+fn host_cpus() -> u32 {
+    std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX))
 }
 
 /// What all parts of the agent share.
@@ -151,8 +159,8 @@ impl Agent {
         let up = Command::NodeUp {
             host_boot,
             hypervisor: hypervisor.name().to_owned(),
-            memory_bytes: capabilities.memory_bytes,
-            cpus: std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
+            memory_bytes: options.memory_bytes.unwrap_or(capabilities.memory_bytes),
+            cpus: options.cpus.unwrap_or_else(host_cpus),
         };
         let registrations = found.into_iter().map(|image| Command::ImageRegister {
             name: image.name,

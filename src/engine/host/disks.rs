@@ -13,6 +13,21 @@ pub trait Disks: Send + Sync + 'static {
     async fn remove(&self, path: &Path) -> Result<(), HostError>;
 }
 
+/// For machines that are simulated: nothing is on their disks.
+#[derive(Debug, Clone, Copy)]
+pub struct NoDisks;
+
+#[async_trait]
+impl Disks for NoDisks {
+    async fn make(&self, _path: &Path, _bytes: u64, _owner: Option<(u32, u32)>) -> Result<(), HostError> {
+        Ok(())
+    }
+
+    async fn remove(&self, _path: &Path) -> Result<(), HostError> {
+        Ok(())
+    }
+}
+
 /// By qemu-img.
 #[derive(Debug, Clone, Copy)]
 pub struct QemuImg;

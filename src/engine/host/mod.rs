@@ -9,7 +9,7 @@ pub mod net;
 pub mod process;
 
 pub use cgroups::{Cgroups, HostCgroups, NoCgroups};
-pub use disks::{Disks, QemuImg};
+pub use disks::{Disks, NoDisks, QemuImg};
 pub use net::{Bridges, Net, Network, UserNet};
 
 use std::sync::Arc;
@@ -73,6 +73,12 @@ impl HostParts {
             }
         };
         HostParts { cgroups, net, disks, guest_uid_base: Some(GUEST_UID_BASE), missing }
+    }
+
+    /// A host that gives nothing: for machines that are simulated.
+    pub fn none() -> HostParts {
+        let (cgroups, net, disks) = (Arc::new(NoCgroups), Arc::new(UserNet), Arc::new(NoDisks));
+        HostParts { cgroups, net, disks, guest_uid_base: None, missing: Vec::new() }
     }
 
     /// The uid and gid that the VM's process is to have.

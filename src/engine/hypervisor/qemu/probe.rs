@@ -75,5 +75,6 @@ fn memory_for_guests() -> u64 {
     let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let total = info.lines().find_map(|l| l.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
     let total_bytes = total.unwrap_or(0).saturating_mul(1024);
-    total_bytes - total_bytes / KEPT_PART
+    // In whole units of what a VM may have.
+    (total_bytes - total_bytes / KEPT_PART) >> 20 << 20
 }

@@ -1,0 +1,94 @@
+//! Real guests: a Debian kernel under QEMU, one process each.
+
+use crate::support::Node;
+use std::collections::BTreeSet;
+
+/// What blixard may leave on the host outside its folder, as `setup/leftovers` lists it.
+fn host_objects() -> BTreeSet<String> {
+    let script = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("setup/leftovers");
+    let output = std::process::Command::new(script).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn eight_at_once_and_nothing_left() {
+    let node = Node::qemu();
+    let ids: Vec<u64> =
+        (0..8).map(|i| node.new_vm(&format!("name=g{i} image=tiny cpus=1 memory=128M")).unwrap()).collect();
+    for id in &ids {
+        node.write(&format!("vms/{id}/ctl"), "start\n").unwrap();
+    }
+    for id in &ids {
+        assert_eq!(node.wait(*id), "running");
+        node.wait_line(&format!("vms/{id}/events"), "guest ready");
+    }
+
+    let machines = node.machines();
+    assert_eq!(machines.iter().map(|(_, vm)| *vm).collect::<BTreeSet<_>>(), ids.iter().copied().collect());
+    let status = |id: &u64, key: &str| node.value(&format!("vms/{id}/status"), key);
+    assert_eq!(ids.iter().filter_map(|id| status(id, "ip")).collect::<BTreeSet<_>>().len(), 8, "an address twice");
+    for id in &ids {
+        let pid: u32 = status(id, "pid").unwrap().parse().unwrap();
+        assert!(machines.contains(&(pid, *id)), "vm {id}: status says pid {pid}, the host has {machines:?}");
+        let log = node.read(&format!("vms/{id}/log"));
+        let ip = status(id, "ip").unwrap();
+        assert!(log.contains("blixard: ready"), "vm {id} has no ready line:\n{log}");
+        assert!(log.contains(&ip), "vm {id}: its console does not show its own address {ip}:\n{log}");
+    }
+
+    for id in &ids {
+        node.write(&format!("vms/{id}/ctl"), "stop\n").unwrap();
+    }
+    for id in &ids {
+        assert_eq!(node.wait(*id), "stopped");
+        node.write(&format!("vms/{id}/ctl"), "delete\n").unwrap();
+    }
+    for id in &ids {
+        node.wait_line("events", &format!("vm {id} removed"));
+    }
+    assert_eq!(node.machines(), []);
+    let left: Vec<_> = std::fs::read_dir(node.data().join("vms")).unwrap().map(|e| e.unwrap().path()).collect();
+    assert!(left.is_empty(), "files left: {left:?}");
+    assert_eq!(node.read("ipam/default/leases").lines().filter(|l| l.contains("vm")).count(), 0, "leases are left");
+    let host = node
+        .read(&format!("nodes/{}/status", node.read("nodes/list").lines().nth(1).unwrap().split(' ').next().unwrap()));
+    assert!(!host.contains("leftover"), "{host}");
+}
+
+#[test]
+fn a_stopped_node_leaves_no_device_behind() {
+    let before = host_objects();
+    let mut node = Node::qemu();
+    let id = node.new_vm("image=tiny memory=128M").unwrap();
+    node.write(&format!("vms/{id}/ctl"), "start\n").unwrap();
+    assert_eq!(node.wait(id), "running");
+    node.write(&format!("vms/{id}/ctl"), "kill\n").unwrap();
+    assert_eq!(node.wait(id), "stopped");
+    node.write(&format!("vms/{id}/ctl"), "delete\n").unwrap();
+    node.wait_line("events", &format!("vm {id} removed"));
+    node.stop();
+    let data = node.data().display().to_string();
+    let mine: Vec<_> = host_objects().difference(&before).filter(|l| l.contains(&data)).cloned().collect();
+    assert!(mine.is_empty(), "left: {mine:?}");
+}
+
+#[test]
+fn a_guest_outlives_the_daemon() {
+    let mut node = Node::qemu();
+    let id = node.new_vm("name=web image=tiny memory=128M").unwrap();
+    node.write(&format!("vms/{id}/ctl"), "start\n").unwrap();
+    assert_eq!(node.wait(id), "running");
+    node.wait_line(&format!("vms/{id}/events"), "guest ready");
+    let (machines, status) = (node.machines(), node.read("vms/web/status"));
+    for end in [Node::kill, Node::stop] {
+        end(&mut node);
+        assert_eq!(node.machines(), machines, "the guest must not notice");
+        node.start();
+        assert_eq!(node.machines(), machines);
+        assert_eq!(node.read("vms/web/status"), status, "the same tree");
+        assert_eq!(node.wait(id), "running");
+    }
+    node.write("vms/web/ctl", "stop\n").unwrap();
+    assert_eq!(node.wait(id), "stopped");
+    assert_eq!(node.machines(), []);
+}

@@ -1,0 +1,8 @@
+//! A whole node as its users meet it: the built binary, real FUSE mounts, real 9P clients, real guests under QEMU.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod guest;
+mod kills;
+mod support;
+mod transcripts;

@@ -1,0 +1,228 @@
+//! A real node for the tests: the built binary, its data in a folder that goes away, its tree on a FUSE mount.
+
+use rustix::process::{Pid, Signal, kill_process};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// How long anything that ends by itself may take on a busy machine, in seconds, before the test gives up on it.
+pub const PATIENCE_S: u64 = 120;
+
+/// The folder with the image `tiny`; `./test` makes it and names it, else it is made here, once for all test processes.
+pub fn images() -> PathBuf {
+    if let Some(images) = std::env::var_os("BLIXARD_IMAGES") {
+        return images.into();
+    }
+    let images = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().join("images");
+    std::fs::create_dir_all(&images).unwrap();
+    let lock = std::fs::File::create(images.join(".lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let made =
+        Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("setup/make-tiny")).arg(&images).status().unwrap();
+    assert!(made.success(), "setup/make-tiny failed");
+    images
+}
+
+/// A node of its own: data, mount and socket below one folder.
+pub struct Node {
+    folder: tempfile::TempDir,
+    arguments: Vec<String>,
+    process: Option<Child>,
+}
+
+impl Node {
+    /// Starts a node that drives real QEMU.
+    pub fn qemu() -> Node {
+        let images = images();
+        Node::with(&["--hypervisor", "qemu", "--images", images.to_str().unwrap()])
+    }
+
+    /// Starts a node with these further arguments.
+    pub fn with(arguments: &[&str]) -> Node {
+        let folder = tempfile::Builder::new().prefix("n").tempdir().unwrap();
+        let arguments = arguments.iter().map(|a| (*a).to_owned()).collect();
+        let mut node = Node { folder, arguments, process: None };
+        node.start();
+        node
+    }
+
+    /// The data folder.
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// The mounted tree.
+    pub fn mount(&self) -> PathBuf {
+        self.folder.path().join("mnt")
+    }
+
+    /// The dial string of its unix socket.
+    pub fn dial(&self) -> String {
+        format!("unix!{}/sock", self.data().display())
+    }
+
+    /// Where its trace goes.
+    pub fn trace(&self) -> PathBuf {
+        self.folder.path().join("trace")
+    }
+
+    /// Starts the daemon and waits until the tree is there.
+    pub fn start(&mut self) {
+        assert!(self.process.is_none());
+        let trace = std::fs::File::options().create(true).append(true).open(self.trace()).unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_blixard"))
+            .args(["serve", "--data", self.data().to_str().unwrap(), "--mount", self.mount().to_str().unwrap()])
+            .args(&self.arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(trace)
+            .spawn()
+            .unwrap();
+        let mut said = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut said).unwrap();
+        self.process = Some(child);
+        assert!(said.starts_with("ready"), "the node did not start; its trace:\n{}", self.trace_text());
+    }
+
+    /// SIGKILL, as when the machine's memory runs out.
+    pub fn kill(&mut self) {
+        let mut child = self.process.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// SIGTERM, and its exit must be clean.
+    pub fn stop(&mut self) {
+        let mut child = self.process.take().unwrap();
+        kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+        let status = child.wait().unwrap();
+        assert!(status.success(), "the node ended with {status}; its trace:\n{}", self.trace_text());
+    }
+
+    /// What the daemon wrote to stderr.
+    pub fn trace_text(&self) -> String {
+        std::fs::read_to_string(self.trace()).unwrap_or_default()
+    }
+
+    /// Reads a file of the tree.
+    pub fn read(&self, path: &str) -> String {
+        let at = self.mount().join(path);
+        std::fs::read_to_string(&at).unwrap_or_else(|e| panic!("reading {path}: {e}; trace:\n{}", self.trace_text()))
+    }
+
+    /// Writes to a file of the tree, in one write(2).
+    pub fn write(&self, path: &str, text: &str) -> std::io::Result<()> {
+        let mut file = std::fs::File::options().write(true).open(self.mount().join(path))?;
+        let n = file.write(text.as_bytes())?;
+        assert_eq!(n, text.len(), "a short write to {path}");
+        Ok(())
+    }
+
+    /// Makes a VM and gives its number.
+    pub fn new_vm(&self, line: &str) -> std::io::Result<u64> {
+        let mut file = std::fs::File::options().read(true).write(true).open(self.mount().join("vms/new"))?;
+        file.write_all(format!("{line}\n").as_bytes())?;
+        let mut answer = String::new();
+        file.read_to_string(&mut answer)?;
+        Ok(answer.trim().parse().unwrap_or_else(|_| panic!("new answered {answer:?}")))
+    }
+
+    /// A value of a `key value` file.
+    pub fn value(&self, path: &str, key: &str) -> Option<String> {
+        let text = self.read(path);
+        text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(' ').map(|v| v.trim().to_owned()))
+    }
+
+    /// The VM's `wait` file: blocks until it has settled.
+    pub fn wait(&self, id: u64) -> String {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let path = self.mount().join(format!("vms/{id}/wait"));
+        std::thread::spawn(move || sender.send(std::fs::read_to_string(path)));
+        match receiver.recv_timeout(Duration::from_secs(PATIENCE_S)) {
+            Ok(text) => text.unwrap_or_else(|e| panic!("vms/{id}/wait: {e}")).trim().to_owned(),
+            Err(_) => panic!(
+                "vm {id} does not settle; {}\ntrace:\n{}",
+                self.read(&format!("vms/{id}/status")),
+                self.trace_text()
+            ),
+        }
+    }
+
+    /// Blocks until a line of the stream contains `what`.
+    pub fn wait_line(&self, stream: &str, what: &str) -> String {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let (path, wanted) = (self.mount().join(stream), what.to_owned());
+        std::thread::spawn(move || {
+            let file = BufReader::new(std::fs::File::open(path).unwrap());
+            let found = file.lines().map_while(Result::ok).find(|l| l.contains(&wanted));
+            sender.send(found)
+        });
+        match receiver.recv_timeout(Duration::from_secs(PATIENCE_S)) {
+            Ok(Some(line)) => line,
+            other => panic!("{stream} has no {what:?} ({other:?}); trace:\n{}", self.trace_text()),
+        }
+    }
+
+    /// The machines' processes of this node: (pid, VM number), found by the folder in their command line.
+    pub fn machines(&self) -> Vec<(u32, u64)> {
+        let below = format!("{}/vms/", self.data().display());
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
+            let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).into_owned();
+            let is_qemu = line.split('\0').next().is_some_and(|p| p.contains("qemu-system"));
+            if let Some(rest) = line.split_once(&below).filter(|_| is_qemu).map(|(_, rest)| rest) {
+                let id = rest.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
+                found.push((pid, id.parse().unwrap()));
+            }
+        }
+        found.sort_unstable();
+        found
+    }
+
+    /// Runs a shell line with the tree as working folder and `blixard` on the path.
+    pub fn shell(&self, shell: &str, line: &str) -> std::process::Output {
+        let binary = Path::new(env!("CARGO_BIN_EXE_blixard")).parent().unwrap();
+        let path = format!("{}:{}", binary.display(), std::env::var("PATH").unwrap());
+        Command::new(shell)
+            .args(["-c", line])
+            .current_dir(self.mount())
+            .env("PATH", path)
+            .env("BLIXARD", self.dial())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    }
+}
+
+impl Drop for Node {
+    /// Leaves no process and no mount, whatever happened.
+    fn drop(&mut self) {
+        if let Some(mut child) = self.process.take() {
+            let _ = kill_process(Pid::from_child(&child), Signal::TERM);
+            let _ = child.wait();
+        }
+        for (pid, _) in self.machines() {
+            end(pid);
+        }
+        let _ = rustix::mount::unmount(self.mount(), rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+/// SIGKILL by pid, and waits until the process is gone.
+pub fn end(pid: u32) {
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return };
+    let Ok(handle) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) else { return };
+    let _ = rustix::process::pidfd_send_signal(&handle, Signal::KILL);
+    await_end(&handle);
+}
+
+/// Waits until the process behind a pidfd is gone.
+pub fn await_end(handle: &OwnedFd) {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let patience = Timespec { tv_sec: PATIENCE_S as i64, tv_nsec: 0 };
+    let _ = poll(&mut [PollFd::new(handle, PollFlags::IN)], Some(&patience));
+}

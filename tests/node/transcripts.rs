@@ -1,0 +1,98 @@
+//! `tests/transcripts/*.sh`: what a person types and what they see, run in every shell that Debian's users have.
+
+use crate::support::Node;
+use std::path::Path;
+
+/// One typed line and what is to come back.
+struct Step {
+    typed: String,
+    expected: Vec<String>,
+}
+
+fn steps(text: &str) -> Vec<Step> {
+    let mut steps: Vec<Step> = Vec::new();
+    for line in text.lines().filter(|l| !l.starts_with('#') && !l.is_empty()) {
+        match (line.strip_prefix("$ "), steps.last_mut()) {
+            (Some(typed), _) => steps.push(Step { typed: typed.to_owned(), expected: Vec::new() }),
+            (None, Some(step)) => step.expected.push(line.to_owned()),
+            (None, None) => panic!("a transcript begins with a line that is typed, not {line:?}"),
+        }
+    }
+    steps
+}
+
+/// `...` stands for anything: within a line, or, alone on a line, for any lines.
+fn matches(expected: &[String], seen: &[&str]) -> bool {
+    match expected.split_first() {
+        None => seen.is_empty(),
+        Some((first, rest)) if first == "..." => (0..=seen.len()).any(|skip| matches(rest, &seen[skip..])),
+        Some((first, rest)) => {
+            seen.split_first().is_some_and(|(s, more)| line_matches(first, s) && matches(rest, more))
+        }
+    }
+}
+
+fn line_matches(expected: &str, seen: &str) -> bool {
+    let mut parts = expected.split("...");
+    let first = parts.next().unwrap_or_default();
+    let Some(mut rest) = seen.strip_prefix(first) else { return false };
+    let mut parts = parts.peekable();
+    while let Some(part) = parts.next() {
+        if parts.peek().is_none() {
+            return rest.ends_with(part);
+        }
+        let Some(at) = rest.find(part) else { return false };
+        rest = &rest[at + part.len()..];
+    }
+    rest.is_empty()
+}
+
+/// All lines go to one shell, as they would by hand; a marker tells the answers apart.
+fn play(node: &Node, shell: &str, name: &str) {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts").join(name);
+    let steps = steps(&std::fs::read_to_string(file).unwrap());
+    let marker = "--8<--";
+    let script: String = steps.iter().map(|s| format!("{}\necho '{marker}'\n", s.typed)).collect();
+    let output = node.shell(shell, &script);
+    let (said, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let lines: Vec<&str> = said.lines().collect();
+    let answers: Vec<&[&str]> = lines.split(|l| *l == marker).collect();
+    for (step, answer) in steps.iter().zip(&answers) {
+        assert!(
+            matches(&step.expected, answer),
+            "{shell}, {name}: $ {}\nexpected {:#?}\nsaw {answer:#?}\nstderr: {errors}\ntrace:\n{}",
+            step.typed,
+            step.expected,
+            node.trace_text()
+        );
+    }
+    assert!(answers.len() > steps.len(), "{shell} ended early: {said}{errors}");
+}
+
+mod guest {
+    use super::*;
+
+    #[test]
+    fn one_machine_in_bash() {
+        play(&Node::qemu(), "bash", "one-machine.sh");
+    }
+
+    #[test]
+    fn one_machine_in_dash() {
+        play(&Node::qemu(), "dash", "one-machine.sh");
+    }
+
+    #[test]
+    fn one_machine_in_zsh() {
+        play(&Node::qemu(), "zsh", "one-machine.sh");
+    }
+}
+
+#[test]
+fn dots_stand_for_anything() {
+    let expected = |lines: &[&str]| lines.iter().map(|l| (*l).to_owned()).collect::<Vec<_>>();
+    assert!(matches(&expected(&["a...c", "..."]), &["abc", "x", "y"]));
+    assert!(matches(&expected(&["...b..."]), &["abc"]));
+    assert!(!matches(&expected(&["a"]), &["a", "b"]));
+    assert!(!matches(&expected(&["a...d"]), &["abc"]));
+}
