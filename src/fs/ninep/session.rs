@@ -126,7 +126,8 @@ impl Session {
         use Request::*;
         match request {
             Version { .. } => Ok(()),
-            Auth { .. } => Err(own(Code::Unsupported, "authentication is not required: attach without an afid")),
+            // ENOENT is what diod's programs take for "not required"; Linux asks nobody.
+            Auth { .. } => Err(own(Code::NotFound, "authentication is not required: attach without an afid")),
             Attach { fid, afid, aname, .. } => self.attach(fid, afid, aname, answer),
             Flush { oldtag } => self.flush(oldtag, answer),
             Walk { fid, newfid, names } => self.walk(fid, newfid, names, answer),

@@ -1,0 +1,19 @@
+//! 9P: the codec, the server on a toy tree, the client, and programs that nobody here wrote.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::unreachable,
+    reason = "tests: a failure is a panic"
+)]
+
+mod abuse;
+mod client;
+mod codec;
+mod places;
+mod raw;
+mod rules;
+mod tools;
+mod toy;
