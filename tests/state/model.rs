@@ -1,13 +1,9 @@
-//! Random sequences of commands against a naive model: hash maps, no indexes, the table of transitions as it is written.
+//! A naive model of the state machine: hash maps, no indexes, the table of transitions as it is written.
 
-use super::cluster::{BEGIN_MS, Cluster, NODE, NODE_MEMORY_BYTES, image, user};
-use super::steps::Step;
+use super::cluster::{BEGIN_MS, NODE_MEMORY_BYTES};
 use super::table::{Cells, sections};
-use super::transitions::{errno, row_of};
 use blixard::engine::state::{By, Command, Reply, Restart, Role, VmReport, VmSpec, VmVerb};
 use blixard::text::name::RESERVED;
-use proptest::prelude::*;
-use proptest::test_runner::FileFailurePersistence;
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
@@ -16,19 +12,19 @@ use std::rc::Rc;
 type Answer = Result<Reply, &'static str>;
 
 #[derive(Clone, Debug, PartialEq)]
-struct ModelVm {
-    name: Option<String>,
-    spec: VmSpec,
-    owner: String,
-    row: String,
-    generation: u64,
-    version: u64,
-    ip: IpAddr,
-    promised_bytes: u64,
-    failures: u32,
-    ready: bool,
-    started_ms: Option<u64>,
-    stop_grace_ms: u64,
+pub struct ModelVm {
+    pub name: Option<String>,
+    pub spec: VmSpec,
+    pub owner: String,
+    pub row: String,
+    pub generation: u64,
+    pub version: u64,
+    pub ip: IpAddr,
+    pub promised_bytes: u64,
+    pub failures: u32,
+    pub ready: bool,
+    pub started_ms: Option<u64>,
+    pub stop_grace_ms: u64,
 }
 
 #[derive(Clone, Default)]
@@ -40,13 +36,13 @@ struct ModelPool {
 }
 
 #[derive(Clone)]
-struct Model {
+pub struct Model {
     table: Rc<BTreeMap<String, Cells>>,
     now_ms: u64,
     users: HashMap<String, (Role, Option<u32>)>,
     images: HashMap<String, String>,
     pools: HashMap<String, ModelPool>,
-    vms: HashMap<u64, ModelVm>,
+    pub vms: HashMap<u64, ModelVm>,
     keys: HashMap<(String, String), (u64, Command, Reply)>,
     made: HashMap<&'static str, u64>,
     up: bool,
@@ -56,7 +52,7 @@ struct Model {
 
 impl Model {
     /// As [`Cluster::new`] leaves it.
-    fn new() -> Model {
+    pub fn new() -> Model {
         let pool = |net: [u8; 4], last: u32| {
             let net = u32::from(Ipv4Addr::from(net));
             ModelPool { first: net + 2, last: net + last, ..ModelPool::default() }
@@ -82,7 +78,7 @@ impl Model {
         }
     }
 
-    fn all(&mut self, now_ms: u64, by: &By, commands: &[Command]) -> Result<Vec<Reply>, &'static str> {
+    pub fn all(&mut self, now_ms: u64, by: &By, commands: &[Command]) -> Result<Vec<Reply>, &'static str> {
         self.now_ms = now_ms;
         self.keys.retain(|_, (at_ms, ..)| *at_ms + 86_400_000 > now_ms);
         let before = self.clone();
@@ -447,90 +443,5 @@ impl Model {
         if vm.failures >= 10 {
             *next = next.trim_end_matches('*').to_owned();
         }
-    }
-}
-
-/// What of a cluster the model knows.
-fn seen(cluster: &Cluster) -> Vec<(u64, ModelVm)> {
-    let model = |vm: &blixard::engine::state::Vm| ModelVm {
-        name: vm.name.clone(),
-        spec: vm.spec.clone(),
-        owner: vm.owner.clone(),
-        row: row_of(vm),
-        generation: vm.generation,
-        version: vm.version,
-        ip: vm.ip.unwrap(),
-        promised_bytes: vm.promised_bytes,
-        failures: vm.failures,
-        ready: vm.guest_ready,
-        started_ms: vm.started.map(|at| at.millis()),
-        stop_grace_ms: vm.stop_grace_ms,
-    };
-    cluster.state.vms().map(|vm| (vm.id.0, model(vm))).collect()
-}
-
-/// Plays the steps, and compares each with the model.
-pub fn play(steps: &[Step]) -> Cluster {
-    let (mut cluster, mut model) = (Cluster::new(), Model::new());
-    for step in steps {
-        cluster.now_ms += step.wait_ms;
-        let commands = step.commands(&cluster);
-        let shown: Vec<String> = commands.iter().map(ToString::to_string).collect();
-        let outcome = cluster.all(step.by.clone(), commands.clone()).map_err(|refusal| errno(refusal.code));
-        let expected = model.all(cluster.now_ms, &step.by, &commands);
-        assert_eq!(outcome, expected, "{:?}: {}", step.by, shown.join("; "));
-        let mut vms: Vec<(u64, ModelVm)> = model.vms.clone().into_iter().collect();
-        vms.sort_by_key(|(id, _)| *id);
-        assert_eq!(seen(&cluster), vms, "after {:?}: {}", step.by, shown.join("; "));
-        let leases: usize = cluster.state.ipam().pools().map(|pool| pool.leases().len()).sum();
-        assert_eq!(leases, vms.len());
-        assert_eq!(cluster.state.memory_promised(NODE), vms.iter().map(|(_, vm)| vm.promised_bytes).sum::<u64>());
-    }
-    cluster
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig {
-        cases: 192,
-        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("regressions"))),
-        ..ProptestConfig::default()
-    })]
-
-    #[test]
-    fn random_commands_do_what_the_model_does(steps in proptest::collection::vec(any::<Step>(), 1..120)) {
-        play(&steps);
-    }
-}
-
-/// That the steps get about is not left to luck: else the model would be compared on refusals alone.
-#[test]
-fn random_commands_reach_every_row_of_the_table() {
-    use proptest::strategy::ValueTree;
-    use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
-    let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
-    let mut runner = TestRunner::new_with_rng(ProptestConfig::default(), rng);
-    let mut missing: Vec<String> = super::table::rows(&sections()["verbs"]);
-    for _ in 0..200 {
-        let steps = proptest::collection::vec(any::<Step>(), 120).new_tree(&mut runner).unwrap().current();
-        let mut cluster = Cluster::new();
-        for step in steps {
-            cluster.now_ms += step.wait_ms;
-            let commands = step.commands(&cluster);
-            let _refused = cluster.all(step.by.clone(), commands);
-            missing.retain(|row| !cluster.state.vms().any(|vm| row_of(vm) == *row));
-        }
-        if missing.is_empty() {
-            return;
-        }
-    }
-    panic!("never reached: {missing:?}");
-}
-
-#[test]
-fn a_model_and_a_cluster_begin_alike() {
-    let (mut cluster, mut model) = (Cluster::new(), Model::new());
-    for (by, command) in [(user("root"), image("other")), (user("eve"), image("third")), (By::Agent, image("tiny"))] {
-        let outcome = cluster.all(by.clone(), vec![command.clone()]).map_err(|refusal| errno(refusal.code));
-        assert_eq!(outcome, model.all(cluster.now_ms, &by, &[command]));
     }
 }

@@ -1,7 +1,7 @@
 //! The same log gives the same state: again, from a snapshot on, with entries twice, from bytes.
 
 use super::cluster::{Cluster, NODE, spec, user};
-use super::model::play;
+use super::play::play;
 use super::steps::Step;
 use blixard::engine::state::{DecodeError, Entry, EntryId, State, VmVerb};
 use proptest::prelude::*;
@@ -16,7 +16,6 @@ fn replay(mut state: State, entries: &[Entry]) -> State {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 24,
         failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("regressions"))),
         ..ProptestConfig::default()
     })]
