@@ -150,6 +150,23 @@ impl Node {
         }
     }
 
+    /// Waits until a VM that was deleted is gone.
+    pub fn wait_gone(&self, id: u64) {
+        match std::fs::read_to_string(self.mount().join(format!("vms/{id}/wait"))) {
+            Ok(state) => assert_eq!(state.trim(), "deleted"),
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{error}"),
+        }
+    }
+
+    /// Deletes a VM, and waits until nothing of it is left.
+    pub fn delete(&self, id: u64) {
+        let mut wait = std::fs::File::open(self.mount().join(format!("vms/{id}/wait"))).unwrap();
+        self.write(&format!("vms/{id}/ctl"), "delete\n").unwrap();
+        let mut state = String::new();
+        wait.read_to_string(&mut state).unwrap();
+        assert_eq!(state.trim(), "deleted");
+    }
+
     /// Blocks until a line of the stream contains `what`.
     pub fn wait_line(&self, stream: &str, what: &str) -> String {
         let (sender, receiver) = std::sync::mpsc::channel();

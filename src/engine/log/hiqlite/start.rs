@@ -74,8 +74,9 @@ fn config(folder: &Path, node: u64, options: &super::OpenOptions) -> Result<Node
     })?;
     Ok(NodeConfig {
         node_id: node,
-        // Port 0: the kernel chooses free ones. A node alone has nobody who would need to know them.
-        nodes: vec![Node { id: node, addr_raft: "127.0.0.1:0".to_owned(), addr_api: "127.0.0.1:0".to_owned() }],
+        // Port 0: the kernel chooses a free one, and of a node alone nobody needs to know it. Except for hiqlite's own client,
+        // which connects to the API and would try port 0 again every few seconds.
+        nodes: vec![Node { id: node, addr_raft: "127.0.0.1:0".to_owned(), addr_api: free_address()? }],
         listen_addr_api: "127.0.0.1".into(),
         listen_addr_raft: "127.0.0.1".into(),
         data_dir: data_dir.to_owned().into(),
@@ -87,6 +88,15 @@ fn config(folder: &Path, node: u64, options: &super::OpenOptions) -> Result<Node
         raft_config: raft,
         ..NodeConfig::default()
     })
+}
+
+/// A loopback address whose port was free just now. Should somebody take it in between, the client's connection fails, which a node
+/// alone does not need.
+fn free_address() -> Result<String, LogError> {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
+    listener
+        .map(|address| address.to_string())
+        .map_err(|error| LogError::Failed(format!("no port on 127.0.0.1: {error}")))
 }
 
 /// Makes hiqlite build its database anew from its snapshot and the Raft log, as after a crash, at every start.
