@@ -155,7 +155,7 @@ async fn with_engine(
         config::Hypervisor::Qemu => HostParts::detect(&agent::device_tag(data)).await,
         config::Hypervisor::Simulated => HostParts::none(),
     };
-    let guests_uid = host.guest_uid_base;
+    let guests_uids = host.guest_uids();
     let options = agent::Options {
         node: NODE,
         data: data.to_owned(),
@@ -166,7 +166,7 @@ async fn with_engine(
     };
     let agent = Agent::start(engine.clone(), hypervisor, host, supervisor.clone(), options).await?;
     let tree: Arc<dyn Tree> = Arc::new(crate::fs::Server::new(engine.clone(), Arc::new(agent.clone()), NODE));
-    let sockets = ninep::Server::bind(tree.clone(), &config.listen, ninep::Options { guests_uid }).await?;
+    let sockets = ninep::Server::bind(tree.clone(), &config.listen, ninep::Options { guests_uids }).await?;
     let stop_sockets = start_sockets(supervisor, sockets)?;
     let fuse = Fuse::mount(tree, tokio::runtime::Handle::current(), &config.mount)?;
     say_ready(config)?;

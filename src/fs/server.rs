@@ -259,7 +259,8 @@ impl Server {
             Content::New(maker) => Arc::new(NewHandle::new(open, maker, how.write)),
             Content::Stream(stream, _) => stream(&self.asked(state, who, object), how)?,
         };
-        Ok(Opened { handle, stream: matches!(file.content, Content::New(_) | Content::Stream(..)) })
+        let stream = matches!(file.content, Content::New(_) | Content::Stream(..));
+        Ok(Opened { handle, stream, commands: matches!(file.content, Content::New(_) | Content::Ctl(_)) })
     }
 
     fn check_write(&self, state: &State, who: &Caller, file: &File, object: Option<&Object>) -> Result<(), Refusal> {

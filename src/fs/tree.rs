@@ -121,6 +121,9 @@ pub struct Opened {
     pub handle: Arc<dyn Handle>,
     /// True: offsets are ignored (FOPEN_STREAM), one cursor.
     pub stream: bool,
+    /// True: what is written are lines that take effect write by write, so that a write which the client has cut at its
+    /// transfer size must be refused.
+    pub commands: bool,
 }
 
 /// A tree, as the fronts see it.

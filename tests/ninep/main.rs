@@ -10,6 +10,7 @@
 )]
 
 mod abuse;
+mod cli;
 mod client;
 mod codec;
 mod places;

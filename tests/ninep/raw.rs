@@ -8,6 +8,7 @@ use blixard::text::Dial;
 use bytes::BytesMut;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,10 +30,10 @@ pub struct Running {
 
 impl Running {
     pub fn start() -> Running {
-        Running::start_for_guests(Some(u32::MAX - 7))
+        Running::start_for_guests(Some(2_000_000_000..2_100_000_000))
     }
 
-    pub fn start_for_guests(guests_uid: Option<u32>) -> Running {
+    pub fn start_for_guests(guests_uids: Option<Range<u32>>) -> Running {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("sock");
         let (toy, stop) = (Arc::new(Toy::default()), CancellationToken::new());
@@ -42,7 +43,7 @@ impl Running {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
             runtime.block_on(async move {
                 let dials = [Dial::Unix(path), "tcp!127.0.0.1!0".parse().unwrap()];
-                let server = Server::bind(tree, &dials, Options { guests_uid }).await.unwrap();
+                let server = Server::bind(tree, &dials, Options { guests_uids }).await.unwrap();
                 said.send(server.dials().unwrap()).unwrap();
                 server.serve(token).await;
             });

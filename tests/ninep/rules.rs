@@ -19,6 +19,7 @@ const ENOTDIR: i32 = 20;
 const EISDIR: i32 = 21;
 const EINVAL: i32 = 22;
 const ENAMETOOLONG: i32 = 36;
+const EMSGSIZE: i32 = 90;
 const EOPNOTSUPP: i32 = 95;
 
 fn version<S: Read + Write>(raw: &mut Raw<S>, msize: u32, version: &str) -> Message {
@@ -185,6 +186,12 @@ fn writes_go_through_whole() {
     assert_eq!(raw.errno(&Request::Write { fid: 3, offset: 0, data: Data(b"bad") }), EINVAL);
     assert_eq!(raw.errno(&Request::Write { fid: 3, offset: 0, data: Data(b"ok") }), 0);
     assert_eq!(raw.errno(&Request::Fsync { fid: 3, datasync: 0 }), 0);
+    // A command that fills the message may have been cut; one that ends with its line has not.
+    let mut long = [b"ok ".as_slice(), &[b'x'; 65_536]].concat()[..65_536 - 24].to_vec();
+    assert_eq!(raw.errno(&Request::Write { fid: 3, offset: 0, data: Data(&long) }), EMSGSIZE);
+    assert_eq!(raw.errno(&Request::Write { fid: 3, offset: 0, data: Data(&long[1..]) }), EINVAL, "the tree's to judge");
+    *long.last_mut().unwrap() = b'\n';
+    assert_eq!(raw.errno(&Request::Write { fid: 3, offset: 0, data: Data(&long) }), 0);
     raw.open(4, &["dir"], open::READ_ONLY);
     assert_eq!(raw.errno(&Request::Read { fid: 4, offset: 0, count: 1 }), EISDIR);
 }
@@ -457,7 +464,7 @@ fn who_it_is_is_what_the_kernel_says() {
     raw.errno(&Request::Clunk { fid: 77 });
     assert_eq!(noted(&running), Some(me));
     // A guest.
-    let running = Running::start_for_guests(Some(me));
+    let running = Running::start_for_guests(Some(me..me + 1));
     let raw = &mut running.connect_tcp();
     raw.greet(8192);
     raw.errno(&Request::Clunk { fid: 77 });

@@ -180,7 +180,7 @@ impl Tree for Toy {
             waiting: self.waiting.clone(),
             released: self.released.subscribe(),
         });
-        Ok(Opened { handle, stream: kind == Kind::Stream })
+        Ok(Opened { handle, stream: kind == Kind::Stream, commands: place.0 == 7 })
     }
 
     fn remove(&self, who: &Caller, dir: Place, name: &str, directory: bool) -> Answer<()> {

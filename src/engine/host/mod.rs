@@ -12,6 +12,7 @@ pub use cgroups::{Cgroups, HostCgroups, NoCgroups};
 pub use disks::{Disks, NoDisks, QemuImg};
 pub use net::{Bridges, Net, Network, UserNet};
 
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Why the host did not do what was asked. The message is a sentence that a user can act on.
@@ -79,6 +80,11 @@ impl HostParts {
     pub fn none() -> HostParts {
         let (cgroups, net, disks) = (Arc::new(NoCgroups), Arc::new(UserNet), Arc::new(NoDisks));
         HostParts { cgroups, net, disks, guest_uid_base: None, missing: Vec::new() }
+    }
+
+    /// All uids that guests' processes may have; None: they have ours.
+    pub fn guest_uids(&self) -> Option<Range<u32>> {
+        self.guest_uid_base.map(|base| base..base + GUEST_UIDS)
     }
 
     /// The uid and gid that the VM's process is to have.

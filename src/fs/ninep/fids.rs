@@ -36,6 +36,8 @@ pub(super) enum Open {
         handle: Arc<dyn Handle>,
         /// How it was opened.
         how: OpenMode,
+        /// A write must not have been cut.
+        commands: bool,
     },
 }
 

@@ -3,7 +3,7 @@
 use super::fids::Open;
 use super::session::{Answerer, Failure, Session, check_name, own, qid, qid_kind};
 use super::waiting::{Finished, What, Work};
-use crate::fs::tree::{Answer, DirEntry, Handle, Kind, OpenMode, Place};
+use crate::fs::tree::{Answer, DirEntry, Handle, Kind, OpenMode, Opened, Place};
 use crate::ninep::field::Field;
 use crate::ninep::{self, Qid, Reply, linux};
 use crate::text::{Code, Refusal};
@@ -63,23 +63,27 @@ impl Session {
             Kind::File | Kind::Stream if flags & linux::open::DIRECTORY != 0 => {
                 return Err(own(Code::NotDirectory, "invalid open: it is a file, not a directory"));
             }
-            Kind::File | Kind::Stream => Open::File { handle: self.tree.open(&fid.who, fid.place, how)?.handle, how },
+            Kind::File | Kind::Stream => {
+                let Opened { handle, commands, .. } = self.tree.open(&fid.who, fid.place, how)?;
+                Open::File { handle, how, commands }
+            }
         };
         let qid = qid(&self.tree.stat(&fid.who, fid.place)?);
         fid.open = Some(open);
         answer.send(&Reply::Lopen { qid, iounit })
     }
 
-    fn opened(&self, number: u32) -> Result<(&Arc<dyn Handle>, OpenMode), Failure> {
+    /// An open file: its handle, how it was opened, and whether commands are written to it.
+    fn opened(&self, number: u32) -> Result<(&Arc<dyn Handle>, OpenMode, bool), Failure> {
         match &self.fids.get(number)?.open {
-            Some(Open::File { handle, how }) => Ok((handle, *how)),
+            Some(Open::File { handle, how, commands }) => Ok((handle, *how, *commands)),
             Some(Open::Directory) => Err(own(Code::IsDirectory, "invalid operation: it is a directory")),
             None => Err(own(Code::BadFile, format!("invalid fid: {number} is not open"))),
         }
     }
 
     pub(super) fn read(&mut self, fid: u32, offset: u64, count: u32, answer: &mut Answerer<'_>) -> Result<(), Failure> {
-        let (handle, how) = self.opened(fid)?;
+        let (handle, how, _) = self.opened(fid)?;
         if !how.read {
             return Err(own(Code::BadFile, format!("invalid read: fid {fid} is not open for reading")));
         }
@@ -105,9 +109,12 @@ impl Session {
         data: &[u8],
         answer: &mut Answerer<'_>,
     ) -> Result<(), Failure> {
-        let (handle, how) = self.opened(fid)?;
+        let (handle, how, commands) = self.opened(fid)?;
         if !how.write {
             return Err(own(Code::BadFile, format!("invalid write: fid {fid} is not open for writing")));
+        }
+        if commands && data.len() == self.data_max() && !data.ends_with(b"\n") {
+            return Err(own(Code::TooLong, cut(data.len())));
         }
         let what = What::Write { count: data.len() };
         self.check_room(what)?;
@@ -206,6 +213,14 @@ impl Session {
             }
         }
     }
+}
+
+/// A client cuts what is longer than a message; the rest of the last line would be taken for a command of its own.
+fn cut(length: usize) -> String {
+    format!(
+        "the write is too long: it fills a message of {length} bytes and does not end with a line, so that more must follow, \
+         but each write takes effect for itself; write less at once, or mount with a larger msize"
+    )
 }
 
 /// The records of one Rreaddir.

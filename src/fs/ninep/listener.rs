@@ -4,6 +4,7 @@ use super::peer::Peer;
 use crate::text::Dial;
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -87,15 +88,15 @@ impl Listener {
 
 impl Accepted {
     /// Who is there. Reads a table of the kernel for TCP, which can be long on a machine with many connections.
-    pub async fn peer(&self, guests_uid: Option<u32>) -> io::Result<Peer> {
+    pub async fn peer(&self, guests_uids: Option<Range<u32>>) -> io::Result<Peer> {
         match self {
-            Accepted::Unix(stream) => Peer::of_unix(stream, guests_uid),
+            Accepted::Unix(stream) => Peer::of_unix(stream, guests_uids),
             Accepted::Tcp(stream, peer) => {
                 let (peer, own) = (*peer, stream.local_addr()?);
                 if !peer.ip().is_loopback() {
                     return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("{peer} is not on loopback")));
                 }
-                let looked_up = tokio::task::spawn_blocking(move || Peer::of_loopback(peer, own, guests_uid));
+                let looked_up = tokio::task::spawn_blocking(move || Peer::of_loopback(peer, own, guests_uids));
                 looked_up.await.map_err(io::Error::other)?
             }
         }

@@ -24,6 +24,7 @@ use connection::Connection;
 use listener::{Accepted, Listener};
 use session::Session;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinSet};
@@ -32,9 +33,9 @@ use tokio_util::sync::CancellationToken;
 /// What the server has to be told.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// The uid under which guests run on this machine, if it is theirs alone; whoever has it is nobody. None: they run as
-    /// somebody whose word counts, so that over TCP nobody is believed.
-    pub guests_uid: Option<u32>,
+    /// The uids under which guests run on this machine, if they are theirs alone; whoever has one is nobody. None: they run
+    /// as somebody whose word counts, so that over TCP nobody is believed.
+    pub guests_uids: Option<Range<u32>>,
 }
 
 /// A 9P server that has its sockets, but takes no connections yet.
@@ -111,10 +112,10 @@ impl Acceptor {
             tracing::warn!("a connection was refused: there are {} already", limits::CONNECTIONS_MAX);
             return;
         };
-        let (tree, guests_uid) = (self.tree.clone(), self.options.guests_uid);
+        let (tree, guests_uids) = (self.tree.clone(), self.options.guests_uids.clone());
         connections.spawn(async move {
             let _place = place;
-            match accepted.peer(guests_uid).await {
+            match accepted.peer(guests_uids).await {
                 Ok(peer) => converse(accepted, Session::new(tree, peer)).await,
                 Err(error) => tracing::warn!(%error, "it is not known who connected"),
             }

@@ -2,6 +2,7 @@
 
 use std::io::{self, BufRead};
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::path::Path;
 use tokio::net::UnixStream;
 
@@ -16,18 +17,19 @@ pub(super) struct Peer {
 
 impl Peer {
     /// The process at the other end of a unix socket, unless it is a guest's.
-    pub fn of_unix(stream: &UnixStream, guests_uid: Option<u32>) -> io::Result<Peer> {
-        let uid = Some(stream.peer_cred()?.uid()).filter(|uid| Some(*uid) != guests_uid);
+    pub fn of_unix(stream: &UnixStream, guests_uids: Option<Range<u32>>) -> io::Result<Peer> {
+        let is_guest = |uid: &u32| guests_uids.is_some_and(|guests| guests.contains(uid));
+        let uid = Some(stream.peer_cred()?.uid()).filter(|uid| !is_guest(uid));
         Ok(Peer { uid, recognised_by: "unix socket uid" })
     }
 
     /// The process at the other end of a loopback connection. A guest reaches the host's loopback through its own QEMU, so
-    /// that uids are believed only where guests have one of their own, and that one is nobody's.
-    pub fn of_loopback(peer: SocketAddr, own: SocketAddr, guests_uid: Option<u32>) -> io::Result<Peer> {
-        let Some(guests_uid) = guests_uid else {
+    /// that uids are believed only where guests have their own, and those are nobody's.
+    pub fn of_loopback(peer: SocketAddr, own: SocketAddr, guests_uids: Option<Range<u32>>) -> io::Result<Peer> {
+        let Some(guests) = guests_uids else {
             return Ok(Peer { uid: None, recognised_by: "loopback TCP, unknown" });
         };
-        let uid = owner(peer, own)?.filter(|uid| *uid != guests_uid);
+        let uid = owner(peer, own)?.filter(|uid| !guests.contains(uid));
         Ok(Peer { uid, recognised_by: "loopback TCP uid" })
     }
 }
@@ -110,9 +112,9 @@ mod tests {
         let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (ours, theirs) = (client.peer_addr().unwrap(), client.local_addr().unwrap());
         let uid = rustix::process::getuid().as_raw();
-        let seen_by = |guests_uid| Peer::of_loopback(theirs, ours, guests_uid).unwrap().uid;
-        assert_eq!(seen_by(Some(uid)), None, "a guest");
+        let seen_by = |guests| Peer::of_loopback(theirs, ours, guests).unwrap().uid;
+        assert_eq!(seen_by(Some(uid.saturating_sub(1)..uid + 1)), None, "a guest");
         assert_eq!(seen_by(None), None, "guests that can't be told from others");
-        assert_eq!(seen_by(Some(uid + 1)), Some(uid));
+        assert_eq!(seen_by(Some(uid + 1..uid + 100)), Some(uid));
     }
 }
