@@ -94,7 +94,8 @@ fn filter(level: &str) -> Result<EnvFilter, Refusal> {
     trace_level::check(level)?;
     let ours =
         level.split(',').map(|word| if word.contains('=') { word.to_owned() } else { format!("blixard={word}") });
-    let directives: Vec<String> = ["warn", "polyfuse=error"].into_iter().map(str::to_owned).chain(ours).collect();
+    let directives: Vec<String> =
+        ["warn", "polyfuse=error", "hiqlite=error"].into_iter().map(str::to_owned).chain(ours).collect();
     EnvFilter::try_new(directives.join(",")).map_err(|e| Refusal::invalid(format!("invalid level: {e}")))
 }
 

@@ -109,6 +109,14 @@ impl Client {
     /// # Errors
     /// Nobody answers, or not as a 9P2000.L server does.
     pub async fn connect(dial: &Dial) -> Result<Client, ClientError> {
+        Client::connect_to(dial, "").await
+    }
+
+    /// Connects and attaches to the part of the tree that the server calls so.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub async fn connect_to(dial: &Dial, aname: &str) -> Result<Client, ClientError> {
         within(CONNECT_WITHIN, async {
             let unreachable = |source| ClientError::Unreachable { dial: dial.clone(), source };
             let connection = match dial {
@@ -120,13 +128,13 @@ impl Client {
                 }
             };
             let client = Client { connection };
-            client.greet().await?;
+            client.greet(aname).await?;
             Ok(client)
         })
         .await
     }
 
-    async fn greet(&self) -> Result<(), ClientError> {
+    async fn greet(&self, aname: &str) -> Result<(), ClientError> {
         let answered = self.connection.ask(&Request::Version { msize: MSIZE, version: VERSION_L }).await?;
         match answered.reply()? {
             Reply::Version { msize, version: VERSION_L } if (MSIZE_MIN..=MSIZE.min(MSIZE_MAX)).contains(&msize) => {
@@ -138,7 +146,7 @@ impl Client {
             Reply::Version { version, .. } => return Err(ClientError::NotSpoken(version.to_owned())),
             other => return Err(unexpected(&other)),
         }
-        let attach = Request::Attach { fid: ROOT_FID, afid: NOFID, uname: "", aname: "", n_uname: NONUNAME };
+        let attach = Request::Attach { fid: ROOT_FID, afid: NOFID, uname: "", aname, n_uname: NONUNAME };
         self.connection.ask(&attach).await?;
         Ok(())
     }

@@ -1,0 +1,449 @@
+//! What a node costs beside its peers, measured in the same run: reads over FUSE and 9P beside libfuse and diod, a VM's start beside plain
+//! QEMU and libvirt, listing beside virsh, memory.
+//!
+//! `./bench` installs the peers and runs this. Figures are for ratios: the machine is shared and noisy.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use blixard::ninep::client::Client;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const SECONDS: f64 = 3.0;
+
+/// A node of the built binary, ended with its VMs at the end.
+struct Node {
+    folder: tempfile::TempDir,
+    child: Child,
+}
+
+impl Node {
+    fn start(hypervisor: &str) -> Node {
+        let folder = tempfile::Builder::new().prefix("b").tempdir().unwrap();
+        let images = std::env::var("BLIXARD_IMAGES").expect("./bench names the images");
+        let (data, mount) = (folder.path().join("data"), folder.path().join("n"));
+        let mut child = Command::new(env!("CARGO_BIN_EXE_blixard"))
+            .args(["serve", "--hypervisor", hypervisor, "--images", &images, "--trace", "error"])
+            .args(["--data", data.to_str().unwrap(), "--mount", mount.to_str().unwrap()])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.starts_with("ready"), "the node did not start");
+        Node { folder, child }
+    }
+
+    fn at(&self, path: &str) -> PathBuf {
+        self.folder.path().join("n").join(path)
+    }
+
+    fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    fn new_vms(&self, lines: &str) -> Vec<u64> {
+        let mut file = std::fs::File::options().read(true).write(true).open(self.at("vms/new")).unwrap();
+        assert_eq!(file.write(lines.as_bytes()).unwrap(), lines.len());
+        let mut numbers = String::new();
+        file.read_to_string(&mut numbers).unwrap();
+        numbers.lines().map(|n| n.parse().unwrap()).collect()
+    }
+
+    fn write(&self, path: &str, text: &str) {
+        let n = std::fs::File::options().write(true).open(self.at(path)).unwrap().write(text.as_bytes()).unwrap();
+        assert_eq!(n, text.len());
+    }
+
+    fn read(&self, path: &str) -> String {
+        std::fs::read_to_string(self.at(path)).unwrap()
+    }
+
+    /// Resident memory in KiB.
+    fn rss_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        let _ = self.child.wait();
+        for (pid, _) in blixard::engine::host::process::working_below(&self.data()) {
+            let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+        let _ = rustix::mount::unmount(self.at(""), rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+/// How often `act` is done per second by so many threads.
+fn rate(threads: usize, act: impl Fn() + Sync) -> f64 {
+    let start = Instant::now();
+    let counts: u64 = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut n = 0_u64;
+                    while start.elapsed().as_secs_f64() < SECONDS {
+                        act();
+                        n += 1;
+                    }
+                    n
+                })
+            })
+            .collect();
+        workers.into_iter().map(|w| w.join().unwrap()).sum()
+    });
+    counts as f64 / start.elapsed().as_secs_f64()
+}
+
+fn row(what: &str, ours: f64, peer_name: &str, peer: f64, unit: &str) {
+    println!("{what:<44} {ours:>12.1} {unit:<6} {peer_name:<22} {peer:>12.1}   ratio {:.2}", ours / peer);
+}
+
+fn one(what: &str, ours: f64, unit: &str) {
+    println!("{what:<44} {ours:>12.1} {unit}");
+}
+
+/// libfuse's least program, mounted.
+struct Hello {
+    mount: tempfile::TempDir,
+}
+
+impl Hello {
+    fn start() -> Option<Hello> {
+        let binary = std::env::var("BLIXARD_BENCH_HELLO").ok()?;
+        let mount = tempfile::tempdir().unwrap();
+        let done =
+            Command::new(binary).arg(mount.path()).args(["-o", "attr_timeout=0,entry_timeout=0"]).status().ok()?;
+        done.success().then_some(Hello { mount })
+    }
+}
+
+impl Drop for Hello {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(self.mount.path(), rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+fn read_file(path: &Path) {
+    let mut text = Vec::new();
+    std::fs::File::open(path).unwrap().read_to_end(&mut text).unwrap();
+    assert!(!text.is_empty());
+}
+
+fn fuse_reads(node: &Node) {
+    let Some(hello) = Hello::start() else { return println!("(no libfuse here: ./bench builds it)") };
+    let (ours, theirs) = (node.at("vms/1/status"), hello.mount.path().join("status"));
+    for threads in [1, 4] {
+        let peer = rate(threads, || read_file(&theirs));
+        row(
+            &format!("open, read, close of status, FUSE, {threads} readers"),
+            rate(threads, || read_file(&ours)),
+            "libfuse hello",
+            peer,
+            "/s",
+        );
+        let peer = rate(threads, || {
+            std::fs::metadata(&theirs).unwrap();
+        });
+        row(
+            &format!("stat of status, FUSE, {threads} readers"),
+            rate(threads, || {
+                std::fs::metadata(&ours).unwrap();
+            }),
+            "libfuse hello",
+            peer,
+            "/s",
+        );
+    }
+}
+
+/// diod over a file of the same size in memory.
+struct Diod {
+    child: Child,
+    _folder: tempfile::TempDir,
+    port: u16,
+    path: String,
+}
+
+impl Diod {
+    fn start(size: usize) -> Option<Diod> {
+        let folder = tempfile::Builder::new().prefix("diod").tempdir_in("/dev/shm").ok()?;
+        std::fs::write(folder.path().join("status"), vec![b'x'; size]).ok()?;
+        let port = std::net::TcpListener::bind(("127.0.0.1", 0)).ok()?.local_addr().ok()?.port();
+        let export = folder.path().to_str()?.to_owned();
+        let child = Command::new("diod")
+            .args([
+                "-f",
+                "-n",
+                "-N",
+                "-l",
+                &format!("127.0.0.1:{port}"),
+                "-e",
+                &export,
+                "-L",
+                "/dev/null",
+                "-U",
+                "root",
+            ])
+            .stderr(Stdio::null())
+            .spawn()
+            .ok()?;
+        // It says nothing when it is ready.
+        for _ in 0..100 {
+            if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
+                return Some(Diod { child, _folder: folder, port, path: export });
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        None
+    }
+}
+
+impl Drop for Diod {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn ninep_rate(runtime: &tokio::runtime::Runtime, dial: &str, aname: &str, path: &str, at_once: usize) -> f64 {
+    let dial = dial.parse().unwrap();
+    runtime.block_on(async {
+        let client = Client::connect_to(&dial, aname).await.unwrap();
+        let (start, mut count) = (Instant::now(), 0_u64);
+        while start.elapsed().as_secs_f64() < SECONDS {
+            let reads = (0..at_once).map(|_| client.read_all(path));
+            count += futures::future::join_all(reads)
+                .await
+                .into_iter()
+                .map(|text| u64::from(!text.unwrap().is_empty()))
+                .sum::<u64>();
+        }
+        count as f64 / start.elapsed().as_secs_f64()
+    })
+}
+
+fn ninep_reads(node: &Node) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let Some(diod) = Diod::start(node.read("vms/1/status").len()) else {
+        return println!("(no diod here: ./bench installs it)");
+    };
+    let ours = format!("unix!{}/sock", node.data().display());
+    let theirs = format!("tcp!127.0.0.1!{}", diod.port);
+    for at_once in [1, 16] {
+        let peer = ninep_rate(&runtime, &theirs, &diod.path, "status", at_once);
+        let mine = ninep_rate(&runtime, &ours, "", "vms/1/status", at_once);
+        row(&format!("walk, open, read, clunk of status, 9P, {at_once} at once"), mine, "diod, tmpfs", peer, "/s");
+    }
+}
+
+/// Until a file has something in it. The same look, a millisecond apart, at every contender's.
+fn first_byte(path: &Path) {
+    while std::fs::metadata(path).map_or(0, |m| m.len()) == 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+fn our_start(node: &Node, id: u64, generation: u64) -> f64 {
+    let begun = Instant::now();
+    node.write(&format!("vms/{id}/ctl"), "start\n");
+    first_byte(&node.data().join(format!("vms/{id}/{generation}/console.log")));
+    let took = begun.elapsed().as_secs_f64() * 1e3;
+    node.write(&format!("vms/{id}/ctl"), "kill\n");
+    assert_eq!(node.read(&format!("vms/{id}/wait")).trim(), "stopped");
+    took
+}
+
+/// Our machine's own arguments, with paths instead of descriptors, and without the tap, which is ours alone.
+fn plain_arguments(node: &Node, id: u64, folder: &Path) -> Vec<String> {
+    node.write(&format!("vms/{id}/ctl"), "start\n");
+    assert_eq!(node.read(&format!("vms/{id}/wait")).trim(), "running");
+    let status = node.read(&format!("vms/{id}/status"));
+    let pid = status.lines().find_map(|l| l.strip_prefix("pid ")).unwrap();
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+    node.write(&format!("vms/{id}/ctl"), "kill\n");
+    assert_eq!(node.read(&format!("vms/{id}/wait")).trim(), "stopped");
+    let images = std::env::var("BLIXARD_IMAGES").unwrap();
+    let words = String::from_utf8(line).unwrap();
+    words
+        .trim_end_matches('\0')
+        .split('\0')
+        .skip(1)
+        .map(|word| match word {
+            "/proc/self/fd/3" => format!("{images}/tiny/kernel"),
+            "/proc/self/fd/4" => format!("{images}/tiny/initrd"),
+            word if word.starts_with("tap,") => "user,id=net".to_owned(),
+            word if word.starts_with("socket,id=") => {
+                let id = word.split(['=', ',']).nth(2).unwrap();
+                let log =
+                    if id == "console" { format!(",logfile={}/console.log", folder.display()) } else { String::new() };
+                format!("socket,id={id},path={}/{id},server=on,wait=off{log}", folder.display())
+            }
+            word => word.to_owned(),
+        })
+        .collect()
+}
+
+fn plain_start(arguments: &[String], folder: &Path) -> f64 {
+    let log = folder.join("console.log");
+    let _ = std::fs::remove_file(&log);
+    let begun = Instant::now();
+    let mut child = Command::new("qemu-system-x86_64").args(arguments).stderr(Stdio::null()).spawn().unwrap();
+    first_byte(&log);
+    let took = begun.elapsed().as_secs_f64() * 1e3;
+    child.kill().unwrap();
+    child.wait().unwrap();
+    took
+}
+
+fn virsh(arguments: &[&str]) -> Option<String> {
+    let output = Command::new("virsh").args(["-q", "-c", "qemu:///system"]).args(arguments).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn domain(name: &str, log: &Path, cmdline: &str) -> String {
+    let images = std::env::var("BLIXARD_IMAGES").unwrap();
+    format!(
+        "<domain type='qemu'><name>{name}</name><memory unit='MiB'>128</memory><vcpu>1</vcpu>\
+         <os><type arch='x86_64' machine='q35'>hvm</type><kernel>{images}/tiny/kernel</kernel>\
+         <initrd>{images}/tiny/initrd</initrd><cmdline>{cmdline}</cmdline></os><features><acpi/></features>\
+         <cpu mode='maximum'/><devices><serial type='file'><source path='{}'/></serial></devices></domain>",
+        log.display()
+    )
+}
+
+fn libvirt_start(cmdline: &str) -> Option<f64> {
+    let folder = tempfile::Builder::new().prefix("lv").tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    let (xml, log) = (folder.path().join("xml"), folder.path().join("log"));
+    std::fs::write(&xml, domain("blixard-bench", &log, cmdline)).unwrap();
+    let mut times = Vec::new();
+    for _ in 0..5 {
+        let _ = std::fs::remove_file(&log);
+        let begun = Instant::now();
+        virsh(&["create", xml.to_str().unwrap()])?;
+        first_byte(&log);
+        times.push(begun.elapsed().as_secs_f64() * 1e3);
+        virsh(&["destroy", "blixard-bench"])?;
+    }
+    Some(median(times))
+}
+
+fn starts() {
+    let node = Node::start("qemu");
+    let id = node.new_vms("image=tiny memory=128M\n")[0];
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = plain_arguments(&node, id, folder.path());
+    let ours = median((0..7).map(|n| our_start(&node, id, n + 2)).collect());
+    let plain = median((0..7).map(|_| plain_start(&arguments, folder.path())).collect());
+    row("echo start to the guest's first line", ours, "plain QEMU", plain, "ms");
+    one("  over plain QEMU", ours - plain, "ms");
+    let at = arguments.iter().position(|a| a == "-append").unwrap();
+    match libvirt_start(&arguments[at + 1]) {
+        Some(libvirt) => row("  the same beside libvirt", ours, "virsh create", libvirt, "ms"),
+        None => println!("  (no libvirt here, or it did not start the domain)"),
+    }
+}
+
+fn thousands() {
+    let node = Node::start("simulated");
+    std::thread::sleep(Duration::from_millis(200));
+    let idle = node.rss_kib();
+    one("memory of an idle node", idle as f64 / 1024.0, "MiB");
+    let make = |n: usize| {
+        // 64 KiB a write at most.
+        for chunk in (0..n).collect::<Vec<_>>().chunks(1_000) {
+            let ids = node.new_vms(&"image=tiny memory=128M\n".repeat(chunk.len()));
+            for id in ids {
+                node.write(&format!("vms/{id}/ctl"), "start\n");
+            }
+        }
+    };
+    let begun = Instant::now();
+    make(1_000);
+    one("1,000 simulated VMs made and started", begun.elapsed().as_secs_f64() * 1e3, "ms");
+    let domains = libvirt_thousand();
+    let status = 1e6 / rate(1, || read_file(&node.at("vms/500/status")));
+    let list = 1e3 / rate(1, || read_file(&node.at("vms/list")));
+    match domains {
+        Some((state, listing)) => {
+            row("status of one of 1,000 VMs", status, "virsh domstate", state * 1e3, "µs");
+            row("list of 1,000 VMs", list, "virsh list --all", listing, "ms");
+        }
+        None => {
+            one("status of one of 1,000 VMs", status, "µs");
+            one("list of 1,000 VMs", list, "ms");
+        }
+    }
+    make(9_000);
+    let last = node.read("vms/list").lines().count() - 1;
+    assert_eq!(node.read(&format!("vms/{last}/wait")).trim(), "running");
+    std::thread::sleep(Duration::from_secs(2));
+    one("memory of a node with 10,000 running VMs", node.rss_kib() as f64 / 1024.0, "MiB");
+    one("  a VM", (node.rss_kib() - idle) as f64 * 1024.0 / 10_000.0, "bytes");
+    one("list of 10,000 VMs", 1e3 / rate(1, || read_file(&node.at("vms/list"))), "ms");
+    one(
+        "ls of 10,000 VMs",
+        1e3 / rate(1, || assert!(std::fs::read_dir(node.at("vms")).unwrap().count() > 10_000)),
+        "ms",
+    );
+}
+
+/// Milliseconds of domstate and of list over one connection, with 1,000 defined domains.
+fn libvirt_thousand() -> Option<(f64, f64)> {
+    virsh(&["version"])?;
+    let folder = tempfile::tempdir().unwrap();
+    let mut script = String::new();
+    for n in 0..1_000 {
+        let file = folder.path().join(format!("{n}.xml"));
+        std::fs::write(&file, domain(&format!("blixard-bench-{n}"), Path::new("/dev/null"), "quiet")).unwrap();
+        script.push_str(&format!("define {}\n", file.display()));
+    }
+    let batch = |text: &str| {
+        let mut child = Command::new("virsh")
+            .args(["-q", "-c", "qemu:///system"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .ok()?;
+        child.stdin.take()?.write_all(text.as_bytes()).ok()?;
+        child.wait().ok()
+    };
+    batch(&script)?;
+    let time = |command: &str, n: usize| {
+        let alone = Instant::now();
+        batch("version\n")?;
+        let empty = alone.elapsed();
+        let begun = Instant::now();
+        batch(&format!("{command}\n").repeat(n))?;
+        Some((begun.elapsed().saturating_sub(empty)).as_secs_f64() * 1e3 / n as f64)
+    };
+    let figures = (time("domstate blixard-bench-500", 500)?, time("list --all", 20)?);
+    let undo: String = (0..1_000).map(|n| format!("undefine blixard-bench-{n}\n")).collect();
+    batch(&undo)?;
+    Some(figures)
+}
+
+fn main() {
+    let reads = Node::start("simulated");
+    let id = reads.new_vms("name=web image=tiny memory=128M\n")[0];
+    reads.write(&format!("vms/{id}/ctl"), "start\n");
+    fuse_reads(&reads);
+    ninep_reads(&reads);
+    drop(reads);
+    starts();
+    thousands();
+}

@@ -1,0 +1,170 @@
+//! The tree over FUSE as the kernel's users meet it: blocked readers, signals, dead mounts, everyday programs.
+
+use crate::support::{Node, PATIENCE_S, await_end};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use std::io::Read;
+use std::process::{Child, Command, Stdio};
+
+fn simulated() -> Node {
+    let images = crate::support::images();
+    Node::with(&["--hypervisor", "simulated", "--images", images.to_str().unwrap()])
+}
+
+/// A `cat` of a file that blocks; it has opened the file and waits when this returns.
+fn blocked_cat(node: &Node, path: &str) -> Child {
+    let mut child = Command::new("cat").arg(node.mount().join(path)).stdout(Stdio::piped()).spawn().unwrap();
+    // The kernel shows where a process waits; there is no event for "is now blocked in a read".
+    for _ in 0..PATIENCE_S * 100 {
+        let at = std::fs::read_to_string(format!("/proc/{}/wchan", child.id())).unwrap_or_default();
+        if at.contains("fuse") || at.contains("request_wait") {
+            return child;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    panic!("cat of {path} does not block");
+}
+
+fn ends_by(mut child: Child, signal: Signal) {
+    use std::os::unix::process::ExitStatusExt;
+    let pid = Pid::from_child(&child);
+    let handle = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+    kill_process(pid, signal).unwrap();
+    await_end(&handle);
+    let status = child.try_wait().unwrap().unwrap_or_else(|| panic!("still there after {signal:?}"));
+    assert_eq!(status.signal(), Some(signal.as_raw()));
+}
+
+#[test]
+fn a_blocked_reader_ends_at_a_signal_and_holds_up_nobody() {
+    let node = simulated();
+    let readers: Vec<Child> = (0..100).map(|_| blocked_cat(&node, "events")).collect();
+    assert!(node.read("status").contains("nodes 1 up of 1"), "others are served");
+    assert_eq!(node.new_vm("image=tiny").unwrap(), 1, "and can write");
+    for (n, reader) in readers.into_iter().enumerate() {
+        ends_by(reader, if n % 2 == 0 { Signal::INT } else { Signal::KILL });
+    }
+    assert_eq!(node.read("vms/1/state"), "defined\n");
+}
+
+#[test]
+fn an_interrupted_wait_can_be_read_again() {
+    let node = simulated();
+    let id = node.new_vm("image=tiny").unwrap();
+    assert_eq!(node.wait(id), "defined");
+    let mut cat = blocked_cat(&node, "vms/events");
+    node.write(&format!("vms/{id}/ctl"), "start\n").unwrap();
+    let mut seen = [0; 64];
+    let n = cat.stdout.as_mut().unwrap().read(&mut seen).unwrap();
+    assert!(String::from_utf8_lossy(&seen[..n]).contains("vm 1 "), "{:?}", String::from_utf8_lossy(&seen[..n]));
+    ends_by(cat, Signal::INT);
+    assert_eq!(node.wait(id), "running");
+}
+
+#[test]
+fn the_mount_of_a_killed_server_is_taken_over() {
+    let mut node = simulated();
+    node.new_vm("name=web image=tiny").unwrap();
+    node.kill();
+    let dead = std::fs::read_dir(node.mount()).unwrap_err();
+    assert_eq!(dead.raw_os_error(), Some(rustix::io::Errno::NOTCONN.raw_os_error()), "no hang: {dead}");
+    node.start();
+    assert_eq!(std::fs::read_link(node.mount().join("vms/web")).unwrap().to_str(), Some("1"));
+}
+
+#[test]
+fn a_clean_end_unmounts_also_what_is_in_use() {
+    let mut node = simulated();
+    let mut inside = Command::new("sleep").arg("1000").current_dir(node.mount().join("vms")).spawn().unwrap();
+    let reader = blocked_cat(&node, "events");
+    node.stop();
+    assert_eq!(std::fs::read_dir(node.mount()).unwrap().count(), 0, "the folder beneath is bare");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(node.mount()).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o555, "and nothing lands in it");
+    inside.kill().unwrap();
+    inside.wait().unwrap();
+    drop(reader.wait_with_output().unwrap());
+    node.start();
+    assert!(node.read("status").contains("nodes 1 up"));
+}
+
+#[test]
+fn a_busy_or_strange_mount_point_is_refused() {
+    let node = simulated();
+    let (folder, data) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let serve = |mount: &std::path::Path| {
+        let output = Command::new(env!("CARGO_BIN_EXE_blixard"))
+            .args(["serve", "--hypervisor", "simulated", "--data", data.path().to_str().unwrap()])
+            .args(["--mount", mount.to_str().unwrap(), "--images", crate::support::images().to_str().unwrap()])
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let said = serve(&node.mount());
+    assert!(said.contains("another blixard serves its tree there"), "{said}");
+    std::fs::write(folder.path().join("file"), "").unwrap();
+    let said = serve(folder.path());
+    assert!(said.contains("is not empty"), "{said}");
+    let said = serve(&folder.path().join("file"));
+    assert!(said.contains("not a directory"), "{said}");
+    let twice = Command::new(env!("CARGO_BIN_EXE_blixard"))
+        .args(["serve", "--hypervisor", "simulated", "--data", node.data().to_str().unwrap()])
+        .args(["--mount", folder.path().join("m").to_str().unwrap()])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let said = String::from_utf8(twice.stderr).unwrap();
+    assert!(!twice.status.success() && said.contains("using it"), "{said}");
+}
+
+#[test]
+fn everyday_programs_work() {
+    let node = simulated();
+    for n in 0..3 {
+        node.new_vm(&format!("name=vm-{n} image=tiny")).unwrap();
+    }
+    let runs = |line: &str| {
+        let output = node.shell("bash", line);
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{line}: {out}{err}");
+        out.trim().to_owned()
+    };
+    assert_eq!(runs("ls vms | grep -c vm-"), "3");
+    assert!(runs("ls -lR . | wc -l").parse::<u32>().unwrap() > 40);
+    assert_eq!(runs("find vms -name status | wc -l"), "3", "each object once, links aside");
+    assert_eq!(
+        runs("timeout 60 grep -rl 'image tiny' . | sort | tr '\\n' ' '"),
+        "./vms/1/status ./vms/2/status ./vms/3/status"
+    );
+    assert_eq!(runs("wc -c < vms/1/status"), runs("cat vms/1/status | wc -c"));
+    assert_eq!(runs("tail -n 1 vms/list | cut -c 1"), "3");
+    assert_eq!(runs("cp vms/1/spec vms/new && ls vms | grep -cE '^[0-9]+$'"), "4", "a twin");
+    assert_eq!(runs("echo start | tee vms/1/ctl > /dev/null && cat vms/1/wait"), "running");
+    assert_eq!(runs("echo kill | dd of=vms/1/ctl bs=64k 2>/dev/null && cat vms/1/wait"), "stopped");
+    assert_eq!(runs("echo start >> vms/1/ctl && cat vms/1/wait"), "running");
+    assert_eq!(runs("printf stop > vms/1/ctl && cat vms/1/wait"), "stopped");
+    assert_eq!(runs("exec 3<>vms/new; echo image=tiny >&3; read id <&3; echo $id"), "5");
+    assert_eq!(
+        runs("cat > vms/new <<E\nimage=tiny name=a\nimage=tiny name=b\nE\ncat vms/a/state vms/b/state"),
+        "defined\ndefined"
+    );
+    assert_eq!(runs("head -c 4 README"), "This");
+    assert_eq!(runs("test -w vms/1/ctl && ! test -w vms/1/status && echo right"), "right");
+    assert_eq!(runs("touch vms/1/ctl && echo touched"), "touched");
+    assert!(runs("cat sync").parse::<u64>().unwrap() > 5);
+    assert!(runs("timeout 5 cat log | grep -c vms/new").parse::<u32>().unwrap() >= 6);
+    for refused in [
+        "mkdir vms/x",
+        "rm vms/1/ctl",
+        "mv vms/1 vms/9",
+        "ln -s 1 vms/x",
+        "touch vms/x",
+        "chmod 777 vms/1/ctl",
+        "echo x > vms/1/status",
+    ] {
+        assert!(!node.shell("bash", refused).status.success(), "{refused}");
+    }
+}
