@@ -168,6 +168,8 @@ mod guest {
         let said = String::from_utf8(said).unwrap();
         assert_eq!(status, 3, "{said}");
         assert!(said.contains("10.42.0.7/16"), "{said}");
+        let (status, said) = instance.guest_run("ping -c 1 -w 30 10.42.0.1", PATIENCE).await.unwrap();
+        assert_eq!(status, 0, "its gateway answers: {}", String::from_utf8_lossy(&said));
 
         let mut console = instance.console().await.unwrap();
         console.input.send("\necho typed-$((40 + 2))\n".into()).await.unwrap();

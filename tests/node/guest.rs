@@ -1,12 +1,13 @@
 //! Real guests: a Debian kernel under QEMU, one process each.
 
-use crate::support::Node;
+use crate::support::{Node, images};
 use std::collections::BTreeSet;
+use std::process::{Command, Stdio};
 
 /// What blixard may leave on the host outside its folder, as `setup/leftovers` lists it.
 fn host_objects() -> BTreeSet<String> {
     let script = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("setup/leftovers");
-    let output = std::process::Command::new(script).output().unwrap();
+    let output = Command::new(script).output().unwrap();
     String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
 }
 
@@ -87,4 +88,56 @@ fn a_guest_outlives_the_daemon() {
     node.write("vms/web/ctl", "stop\n").unwrap();
     assert_eq!(node.wait(id), "stopped");
     assert_eq!(node.machines(), []);
+}
+
+/// What an ordinary user types; $B is the program, $IMAGES the images. The user is Debian's `daemon`: fusermount3 wants one with a name.
+const ORDINARY: &str = r#"
+set -eu
+exec 3< <(exec "$B" serve --data "$HOME/data" --mount "$HOME/n" --images "$IMAGES")
+node=$!
+trap 'kill $node; wait $node' EXIT
+read -r ready <&3
+cd "$HOME/n"
+id=$("$B" --at "unix!$HOME/data/sock" new vms name=web image=tiny memory=128M)
+echo start > vms/$id/ctl
+cat vms/$id/wait
+timeout 120 grep -m 1 -o 'guest ready' vms/$id/events
+cat nodes/*/status
+echo stop > vms/$id/ctl
+cat vms/$id/wait
+echo delete > vms/$id/ctl
+cd /
+"#;
+
+#[test]
+fn an_ordinary_user_has_all_but_cgroups_and_taps() {
+    let home = tempfile::Builder::new().prefix("plain").tempdir().unwrap();
+    let at = |name: &str| home.path().join(name).display().to_string();
+    // The program, the images and a device that all may open, each where the user can get at it, in a mount namespace of its own.
+    let script = format!(
+        "set -eu; chmod 755 {home}; touch {B} {fuse}; mkdir {images} {user}
+         mount --bind {built} {B}; mount --bind {made} {images}
+         rm {fuse}; mknod -m 666 {fuse} c 10 229; mount --bind {fuse} /dev/fuse
+         chown 1:1 {user}
+         exec setpriv --reuid 1 --regid 1 --clear-groups --inh-caps=-all \
+             env HOME={user} B={B} IMAGES={images} bash -c \"$ORDINARY\"",
+        home = home.path().display(),
+        B = at("blixard"),
+        fuse = at("fuse"),
+        images = at("images"),
+        user = at("user"),
+        built = env!("CARGO_BIN_EXE_blixard"),
+        made = images().display(),
+    );
+    let output = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "bash", "-c", &script])
+        .env("ORDINARY", ORDINARY)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let (said, wrong) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{said}\n{wrong}");
+    assert!(said.starts_with("running\nguest ready\n") && said.ends_with("stopped\n"), "{said}\n{wrong}");
+    assert!(said.contains("missing not running as root: guests have no cgroups and no taps"), "{said}");
+    assert!(said.contains("guest-uid 1\n") && said.contains("network user\n"), "{said}");
 }

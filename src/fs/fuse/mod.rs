@@ -39,7 +39,7 @@ pub enum FuseError {
     #[error("{0}")]
     Place(String),
     /// The kernel or fusermount3 refused.
-    #[error("{path} can't be mounted: {error}; is /dev/fuse there, and fuse3 installed?")]
+    #[error("{path} can't be mounted: {error}; is Debian's package fuse3 installed?")]
     Mount {
         /// Where.
         path: PathBuf,
@@ -64,6 +64,7 @@ impl Fuse {
     /// # Errors
     /// See [`FuseError`].
     pub fn mount(tree: Arc<dyn Tree>, runtime: Runtime, path: &Path) -> Result<Fuse, FuseError> {
+        mountpoint::device_opens()?;
         mountpoint::prepare(path)?;
         let path = path.canonicalize().map_err(|error| FuseError::Mount { path: path.to_owned(), error })?;
         let mut config = KernelConfig::default();

@@ -10,6 +10,8 @@ use std::process::{Command, Stdio};
 
 /// The type that our mounts have in /proc/self/mountinfo.
 const TYPE: &str = "fuse.blixard";
+/// Where the kernel takes file servers.
+const DEVICE: &str = "/dev/fuse";
 
 fn place(sentence: String) -> FuseError {
     FuseError::Place(sentence)
@@ -47,8 +49,20 @@ pub(super) fn prepare(path: &Path) -> Result<(), FuseError> {
     if entries.next().is_some() {
         return Err(place(format!("{shown} is not empty: choose an empty folder, so that nothing is hidden")));
     }
-    // Nothing is to land on the local disk while the tree is not mounted.
-    std::fs::set_permissions(path, PermissionsExt::from_mode(0o555)).map_err(|e| place(format!("{shown}: {e}")))
+    // Nothing is to land on the local disk while the tree is not mounted. fusermount3 mounts only where its user may write.
+    let mode = if rustix::process::geteuid().is_root() { 0o555 } else { 0o755 };
+    std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).map_err(|e| place(format!("{shown}: {e}")))
+}
+
+/// FUSE's device can be opened: what fusermount3 says if not reaches nobody.
+pub(super) fn device_opens() -> Result<(), FuseError> {
+    match std::fs::File::options().read(true).write(true).open(DEVICE) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(place(format!("{DEVICE} is not there: load the kernel's module, modprobe fuse")))
+        }
+        Err(error) => Err(place(format!("{DEVICE} can't be opened: {error}; all may, on Debian: chmod 666 {DEVICE}"))),
+    }
 }
 
 /// Is this what a mount says whose server is dead?

@@ -1,7 +1,9 @@
 //! QEMU's command line: the fewest devices, and nothing that it may do beyond them.
 
 use super::{Accelerator, files};
-use crate::engine::hypervisor::Machine;
+use crate::engine::hypervisor::{Machine, Nic};
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Descriptors that the process is started with (`launch.rs`): three listening sockets and the files to boot.
 pub(super) const MONITOR_FD: u32 = 0;
@@ -55,12 +57,48 @@ pub(super) fn arguments(machine: &Machine, accelerator: Accelerator) -> Vec<Stri
     if let Some(nic) = &machine.nic {
         match &nic.tap {
             Some(tap) => line.add("-netdev", format!("tap,id=net,ifname={tap},script=no,downscript=no,vhost=off")),
-            None => line.add("-netdev", "user,id=net"),
+            None => line.add("-netdev", user_network(nic)),
         };
         // Without an option ROM: nobody boots from it.
         line.add("-device", format!("virtio-net-pci,netdev=net,mac={},romfile=", nic.mac));
     }
     line.0
+}
+
+/// QEMU's user network, given the guest's own network, so that its address and its gateway mean there what they mean on a bridge.
+/// A network too small for the four addresses that QEMU wants in it stays QEMU's own: the guest is then alone.
+fn user_network(nic: &Nic) -> String {
+    let mut words = vec!["user,id=net".to_owned()];
+    let of_gateway = |network: IpNetwork| nic.gateways.iter().find(|g| network.contains(**g)).copied();
+    for (address, prefix) in &nic.addresses {
+        let Ok(network) = IpNetwork::new(*address, *prefix) else { continue };
+        match (network, of_gateway(network)) {
+            (IpNetwork::V4(v4), Some(IpAddr::V4(host))) if *prefix <= 29 => {
+                let (net, dns) = (v4.network(), spare_v4(v4, host));
+                words.push(format!("net={net}/{prefix},host={host},dhcpstart={address},dns={dns}"));
+            }
+            (IpNetwork::V6(v6), Some(IpAddr::V6(host))) if *prefix <= 125 => {
+                let (net, dns) = (v6.network(), spare_v6(v6, host));
+                words.push(format!("ipv6-prefix={net},ipv6-prefixlen={prefix},ipv6-host={host},ipv6-dns={dns}"));
+            }
+            _ => {}
+        }
+    }
+    words.join(",")
+}
+
+/// An address for QEMU's own name server: the last one that is neither the guest's nor its gateway's.
+fn spare_v4(of_guest: Ipv4Network, gateway: Ipv4Addr) -> Ipv4Addr {
+    let last = u32::from(of_guest.broadcast());
+    let free = |a: &Ipv4Addr| *a != of_guest.ip() && *a != gateway;
+    (1..=3).map(|back| Ipv4Addr::from(last.wrapping_sub(back))).find(free).unwrap_or(gateway)
+}
+
+/// As [`spare_v4`].
+fn spare_v6(of_guest: Ipv6Network, gateway: Ipv6Addr) -> Ipv6Addr {
+    let last = u128::from(of_guest.broadcast());
+    let free = |a: &Ipv6Addr| *a != of_guest.ip() && *a != gateway;
+    (1..=3).map(|back| Ipv6Addr::from(last.wrapping_sub(back))).find(free).unwrap_or(gateway)
 }
 
 struct Line(Vec<String>);
@@ -114,7 +152,24 @@ fn steady_tsc_khz() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::hypervisor::Nic;
+
+    #[test]
+    fn the_user_network_is_the_guests_own() {
+        let nic = |addresses: &[(&str, u8)], gateways: &[&str]| Nic {
+            tap: None,
+            mac: "52:54:00:00:00:01".into(),
+            addresses: addresses.iter().map(|(a, prefix)| (a.parse().unwrap(), *prefix)).collect(),
+            gateways: gateways.iter().map(|g| g.parse().unwrap()).collect(),
+        };
+        let v4 = "user,id=net,net=10.42.0.0/16,host=10.42.0.1,dhcpstart=10.42.0.7,dns=10.42.255.254";
+        assert_eq!(user_network(&nic(&[("10.42.0.7", 16)], &["10.42.0.1"])), v4);
+        let crowded = "user,id=net,net=10.0.0.0/29,host=10.0.0.6,dhcpstart=10.0.0.5,dns=10.0.0.4";
+        assert_eq!(user_network(&nic(&[("10.0.0.5", 29)], &["10.0.0.6"])), crowded);
+        let v6 = "user,id=net,ipv6-prefix=fd00:1::,ipv6-prefixlen=64,ipv6-host=fd00:1::1,ipv6-dns=fd00:1::ffff:ffff:ffff:fffe";
+        assert_eq!(user_network(&nic(&[("fd00:1::2", 64)], &["fd00:1::1"])), v6);
+        assert_eq!(user_network(&nic(&[("10.0.0.1", 31)], &["10.0.0.0"])), "user,id=net");
+        assert_eq!(user_network(&nic(&[("10.0.0.5", 24)], &[])), "user,id=net");
+    }
 
     #[test]
     fn commas_in_folders_stay_in_the_folder() {
