@@ -246,6 +246,13 @@ fn kill_at_random_moments(times: u32) {
         check_agreement(&node, &clients);
         println!("round {round}: {:?}", clients.iter().map(|c| c.known.acknowledged).collect::<Vec<_>>());
     }
+    for id in clients.iter().filter_map(|c| c.known.id) {
+        node.write(&format!("vms/{id}/ctl"), "kill\n").unwrap();
+        assert_eq!(node.wait(id).replace("defined", "stopped"), "stopped");
+        node.delete(id);
+    }
+    node.stop();
+    assert_eq!((node.machines(), node.host_objects()), (Vec::new(), Vec::new()), "left behind");
     let acknowledged: u64 = clients.iter().map(|c| c.known.acknowledged).sum();
     assert!(acknowledged > u64::from(times), "only {acknowledged} commands were acknowledged: that proves nothing");
 }

@@ -200,6 +200,22 @@ impl Node {
         found
     }
 
+    /// What the host has of this node beside its processes: bridges, taps and cgroups, as paths below /sys.
+    pub fn host_objects(&self) -> Vec<PathBuf> {
+        let tag = blixard::engine::agent::device_tag(&self.data());
+        let below = |folder: PathBuf| -> Vec<PathBuf> {
+            std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path()).collect()
+        };
+        let mut found = below("/sys/class/net".into());
+        found.retain(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with(&format!("bx{tag}-"))));
+        let bases = below("/sys/fs/cgroup".into()).into_iter().chain([PathBuf::from("/sys/fs/cgroup")]);
+        for base in bases.map(|root| root.join("blixard").join(&tag)).filter(|base| base.is_dir()) {
+            found.extend(below(base.clone()).into_iter().filter(|p| p.is_dir()));
+            found.push(base);
+        }
+        found
+    }
+
     /// Runs a shell line with the tree as working folder and `blixard` on the path.
     pub fn shell(&self, shell: &str, line: &str) -> std::process::Output {
         let binary = Path::new(env!("CARGO_BIN_EXE_blixard")).parent().unwrap();
@@ -226,6 +242,13 @@ impl Drop for Node {
             end(pid);
         }
         let _ = rustix::mount::unmount(self.mount(), rustix::mount::UnmountFlags::DETACH);
+        for object in self.host_objects() {
+            if object.starts_with("/sys/class/net") {
+                let _ = Command::new("ip").args(["link", "delete"]).arg(object.file_name().unwrap()).output();
+            } else {
+                let _ = std::fs::remove_dir(object);
+            }
+        }
     }
 }
 

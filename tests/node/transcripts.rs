@@ -72,6 +72,22 @@ fn play(node: &Node, shell: &str, name: &str) {
 mod guest {
     use super::*;
 
+    /// The lines of README.md that a reader types into the other shell.
+    #[test]
+    fn what_the_readme_shows() {
+        let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+        let (_, after) = text.split_once("Then, in another shell:\n\n").unwrap();
+        let typed: Vec<&str> = after.lines().map_while(|l| l.strip_prefix("    ")).collect();
+        assert!(typed.len() > 5 && typed[0] == "cd /n/blixard", "{typed:#?}");
+        let node = Node::qemu();
+        let script = format!("set -e\n{}\ncat vms/$id/wait\n", typed[1..].join("\n"));
+        let output = node.shell("bash", &script);
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+        let shown = ["running\n", "\nstate running\n", "Linux version", "\nstopped\n"];
+        assert!(shown.iter().all(|part| said.contains(part)), "{said}");
+    }
+
     #[test]
     fn one_machine_in_bash() {
         play(&Node::qemu(), "bash", "one-machine.sh");

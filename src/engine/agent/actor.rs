@@ -246,7 +246,7 @@ impl Actor {
                 }
             }
             ready = or_never(ready) => match ready {
-                Ok(()) => self.report(vm.generation, VmReport::GuestReady).await,
+                Ok(()) => self.guest_is_ready(vm.generation).await,
                 // The channel is gone, and so will be the machine; a guest that breaks its channel has none.
                 Err(_) => self.wait_without_guest(stop).await,
             },
@@ -255,6 +255,15 @@ impl Actor {
                     self.report(vm.generation, VmReport::RetryDue).await;
                 }
             }
+        }
+    }
+
+    /// A guest that was asked to power off while it still booted has not heard it: it is asked again.
+    async fn guest_is_ready(&mut self, generation: u64) {
+        self.report(generation, VmReport::GuestReady).await;
+        let Some(held) = self.held.as_ref().filter(|h| h.asked == Asked::PowerDown) else { return };
+        if let Err(error) = held.instance.power_down().await {
+            tracing::debug!(vm = %self.id, %error, "can't be asked again to power off; its grace goes on");
         }
     }
 
