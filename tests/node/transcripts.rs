@@ -84,7 +84,7 @@ mod guest {
         let output = node.shell("bash", &script);
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
-        let shown = ["running\n", "\nstate running\n", "Linux version", "\nstopped\n"];
+        let shown = ["running\n", "\nstate running\n", "Linux version", "stopped\n"];
         assert!(shown.iter().all(|part| said.contains(part)), "{said}");
     }
 
