@@ -28,13 +28,13 @@ need_packages() {
 apt_install() {
     local version names=() name
     if apt-get install -s -qq --no-install-recommends "$@" >/dev/null 2>&1; then
-        apt-get install -y -qq --no-install-recommends "$@" >&2
+        apt-get install -y -qq --no-install-recommends "$@" >/dev/null
         return
     fi
     version=$(apt-cache policy qemu-system-x86 | awk '$1 == "Candidate:" { print $2 }')
     for name in "$@"; do case $name in qemu-*) ;; *) names+=("$name") ;; esac; done
     apt-get install -y -qq --no-install-recommends --allow-downgrades \
-        "qemu-system-x86=$version" "qemu-utils=$version" "${names[@]}" >&2
+        "qemu-system-x86=$version" "qemu-utils=$version" "${names[@]}" >/dev/null
 }
 
 # The oldest Rust that builds this, as Cargo.toml says.

@@ -2,30 +2,18 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod images;
+
 use blixard::engine::hypervisor::{
     Exit, Hypervisor, HypervisorError, Instance, Machine, Nic, Qemu, Record, Running, Simulated,
 };
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use images::images;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-fn images() -> PathBuf {
-    if let Some(images) = std::env::var_os("BLIXARD_IMAGES") {
-        return images.into();
-    }
-    let images = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().join("images");
-    std::fs::create_dir_all(&images).unwrap();
-    let lock = std::fs::File::create(images.join(".lock")).unwrap();
-    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
-    let made =
-        Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("setup/make-tiny")).arg(&images).status().unwrap();
-    assert!(made.success(), "setup/make-tiny failed");
-    images
-}
 
 struct Bed {
     folder: tempfile::TempDir,

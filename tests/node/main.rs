@@ -4,6 +4,8 @@
 
 mod fuse;
 mod guest;
+#[path = "../images/mod.rs"]
+mod images;
 mod kills;
 mod support;
 mod transcripts;

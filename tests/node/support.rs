@@ -1,5 +1,6 @@
 //! A real node for the tests: the built binary, its data in a folder that goes away, its tree on a FUSE mount.
 
+pub use crate::images::images;
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
@@ -9,21 +10,6 @@ use std::time::Duration;
 
 /// How long anything that ends by itself may take on a busy machine, in seconds, before the test gives up on it.
 pub const PATIENCE_S: u64 = 120;
-
-/// The folder with the image `tiny`; `./test` makes it and names it, else it is made here, once for all test processes.
-pub fn images() -> PathBuf {
-    if let Some(images) = std::env::var_os("BLIXARD_IMAGES") {
-        return images.into();
-    }
-    let images = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().join("images");
-    std::fs::create_dir_all(&images).unwrap();
-    let lock = std::fs::File::create(images.join(".lock")).unwrap();
-    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
-    let made =
-        Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("setup/make-tiny")).arg(&images).status().unwrap();
-    assert!(made.success(), "setup/make-tiny failed");
-    images
-}
 
 /// A node of its own: data, mount and socket below one folder.
 pub struct Node {
