@@ -1,9 +1,9 @@
-//! Open files: texts, ctls and clone files.
+//! Open files: texts, ctls and clone files; and what holds for every open file.
 
 use super::server::Server;
 use super::table::{Asked, Content, File, Maker};
-use super::tree::{Answer, Caller, Handle};
-use super::verbs::{Asking, Verb, ask, usage};
+use super::tree::{Answer, Caller, Handle, OpenMode, Place};
+use super::verbs::{Asking, Deed, Verb, ask, usage};
 use crate::engine::state::{By, Command, Reply, State};
 use crate::text::{Code, Refusal, attrs};
 use bytes::Bytes;
@@ -28,7 +28,11 @@ pub(super) struct Open {
 }
 
 impl Open {
-    pub(super) fn asked<'a>(&'a self, state: &'a Arc<State>) -> Asked<'a> {
+    pub(super) fn of(asked: &Asked<'_>) -> Open {
+        Open { server: asked.server.clone(), who: asked.who.clone(), object: asked.object }
+    }
+
+    fn asked<'a>(&'a self, state: &'a Arc<State>) -> Asked<'a> {
         Asked { server: &self.server, state, who: &self.who, object: self.object }
     }
 
@@ -38,16 +42,41 @@ impl Open {
     }
 }
 
+/// Any open file: it is used for what it was opened for, and written by who may still write it.
+pub(super) struct Guarded {
+    pub(super) handle: Arc<dyn Handle>,
+    pub(super) open: Open,
+    pub(super) place: Place,
+    pub(super) how: OpenMode,
+}
+
+impl Handle for Guarded {
+    fn read(&self, offset: u64, count: usize) -> Answer<Bytes> {
+        if self.how.read { self.handle.read(offset, count) } else { Answer::Now(Err(not_for("reading"))) }
+    }
+
+    fn write(&self, offset: u64, data: Bytes) -> Answer<usize> {
+        if !self.how.write {
+            return Answer::Now(self.open.noted(Err(not_for("writing"))));
+        }
+        match self.open.server.check_right(&self.open.who, self.place) {
+            Ok(()) => self.handle.write(offset, data),
+            Err(refusal) => Answer::Now(Err(refusal)),
+        }
+    }
+}
+
 /// A finite text. Made at the first read from the state at the open; a read at the beginning makes it anew (rule 8).
 pub(super) struct TextHandle {
     open: Open,
+    place: Place,
     file: &'static File,
     text: Mutex<(Option<Arc<State>>, Option<Bytes>)>,
 }
 
 impl TextHandle {
-    pub(super) fn new(open: Open, file: &'static File, state: Arc<State>) -> TextHandle {
-        TextHandle { open, file, text: Mutex::new((Some(state), None)) }
+    pub(super) fn new(open: Open, place: Place, file: &'static File, state: Arc<State>) -> TextHandle {
+        TextHandle { open, place, file, text: Mutex::new((Some(state), None)) }
     }
 
     fn text(&self, anew: bool) -> Result<Bytes, Refusal> {
@@ -56,7 +85,7 @@ impl TextHandle {
             return Ok(text.clone());
         }
         let state = kept.0.take().unwrap_or_else(|| self.open.server.state());
-        let text = render(self.file, &self.open.asked(&state))?;
+        let text = self.open.server.text_of(&self.open.asked(&state), self.place, self.file)?;
         kept.1 = Some(text.clone());
         Ok(text)
     }
@@ -65,7 +94,7 @@ impl TextHandle {
 /// The text of a finite file.
 pub(super) fn render(file: &File, asked: &Asked<'_>) -> Result<Bytes, Refusal> {
     match &file.content {
-        Content::Text(text) => text(asked).map(Bytes::from),
+        Content::Text(text) | Content::Live(text) => text(asked).map(Bytes::from),
         Content::Ctl(verbs) => Ok(Bytes::from(usage(verbs))),
         Content::New(_) | Content::Stream(..) => Ok(Bytes::new()),
     }
@@ -85,28 +114,36 @@ impl Handle for TextHandle {
 pub(super) struct CtlHandle {
     text: TextHandle,
     verbs: &'static [Verb],
-    writable: bool,
+}
+
+/// What a write to a ctl asks for.
+#[derive(Default)]
+struct Plan {
+    /// Each with its line.
+    commands: Vec<(usize, Command)>,
+    deeds: Vec<Deed>,
 }
 
 impl CtlHandle {
-    pub(super) fn new(text: TextHandle, verbs: &'static [Verb], writable: bool) -> CtlHandle {
-        CtlHandle { text, verbs, writable }
+    pub(super) fn new(text: TextHandle, verbs: &'static [Verb]) -> CtlHandle {
+        CtlHandle { text, verbs }
     }
 
-    /// The commands of a text, each with its line, or the first line that is wrong.
-    fn commands(&self, data: &[u8]) -> Result<Vec<(usize, Command)>, Refusal> {
+    /// What a text asks for, or the first line that is wrong.
+    fn plan(&self, data: &[u8]) -> Result<Plan, Refusal> {
         let lines = attrs::parse_lines(data)?;
         let open = &self.text.open;
         let state = open.server.state();
         let asked = open.asked(&state);
-        let mut commands = Vec::new();
+        let mut plan = Plan::default();
         for line in &lines {
             match ask(self.verbs, &asked, &line.attrs).map_err(|r| of_line(r, line.number, lines.len()))? {
-                Asking::Command(command) => commands.push((line.number, command)),
-                Asking::Done => {}
+                Asking::Command(command) => plan.commands.push((line.number, command)),
+                Asking::Deed(deed) => plan.deeds.push(deed),
+                Asking::Nothing => {}
             }
         }
-        Ok(commands)
+        Ok(plan)
     }
 }
 
@@ -138,17 +175,18 @@ impl Handle for CtlHandle {
 
     fn write(&self, _offset: u64, data: Bytes) -> Answer<usize> {
         let open = self.text.open.clone();
-        if !self.writable {
-            return Answer::Now(open.noted(Err(not_for("writing"))));
+        let Plan { commands, deeds } = match open.noted(self.plan(&data)) {
+            Ok(plan) => plan,
+            Err(refusal) => return Answer::Now(Err(refusal)),
+        };
+        let do_all = move |open: &Open| open.noted(deeds.into_iter().try_for_each(|deed| deed())).map(|()| data.len());
+        if commands.is_empty() {
+            return Answer::Now(do_all(&open));
         }
-        match open.noted(self.commands(&data)) {
-            Err(refusal) => Answer::Now(Err(refusal)),
-            Ok(commands) if commands.is_empty() => Answer::Now(Ok(data.len())),
-            Ok(commands) => Answer::Later(Box::pin(async move {
-                submit(&open, commands).await?;
-                Ok(data.len())
-            })),
-        }
+        Answer::Later(Box::pin(async move {
+            submit(&open, commands).await?;
+            do_all(&open)
+        }))
     }
 }
 
@@ -156,14 +194,13 @@ impl Handle for CtlHandle {
 pub(super) struct NewHandle {
     open: Open,
     maker: &'static Maker,
-    writable: bool,
-    /// What is to be read, and how far it was.
+    /// What is to be read, and how far it was. None: nothing was written yet, so the usage is read.
     answer: Arc<Mutex<(Option<Bytes>, usize)>>,
 }
 
 impl NewHandle {
-    pub(super) fn new(open: Open, maker: &'static Maker, writable: bool) -> NewHandle {
-        NewHandle { open, maker, writable, answer: Arc::default() }
+    pub(super) fn new(open: Open, maker: &'static Maker) -> NewHandle {
+        NewHandle { open, maker, answer: Arc::default() }
     }
 
     fn commands(&self, data: &[u8]) -> Result<Vec<(usize, Command)>, Refusal> {
@@ -181,6 +218,10 @@ impl NewHandle {
     }
 }
 
+fn set_answer(answer: &Mutex<(Option<Bytes>, usize)>, text: String) {
+    *answer.lock().unwrap_or_else(PoisonError::into_inner) = (Some(Bytes::from(text)), 0);
+}
+
 impl Handle for NewHandle {
     fn read(&self, _offset: u64, count: usize) -> Answer<Bytes> {
         let mut answer = self.answer.lock().unwrap_or_else(PoisonError::into_inner);
@@ -195,23 +236,20 @@ impl Handle for NewHandle {
 
     fn write(&self, _offset: u64, data: Bytes) -> Answer<usize> {
         let (open, answer) = (self.open.clone(), self.answer.clone());
-        if !self.writable {
-            return Answer::Now(open.noted(Err(not_for("writing"))));
-        }
         if data.is_empty() {
             return Answer::Now(Ok(0));
         }
+        // After a refusal there is no number to be read, least of all that of an earlier write.
+        set_answer(&answer, String::new());
         match open.noted(self.commands(&data)) {
             Err(refusal) => Answer::Now(Err(refusal)),
             Ok(commands) => Answer::Later(Box::pin(async move {
                 let replies = submit(&open, commands).await?;
-                let mut numbers = String::new();
-                for reply in replies {
-                    if let Reply::Created(number) = reply {
-                        numbers.push_str(&format!("{number}\n"));
-                    }
-                }
-                *answer.lock().unwrap_or_else(PoisonError::into_inner) = (Some(Bytes::from(numbers)), 0);
+                let numbers = replies.iter().filter_map(|reply| match reply {
+                    Reply::Created(number) => Some(format!("{number}\n")),
+                    Reply::Done | Reply::Unchanged => None,
+                });
+                set_answer(&answer, numbers.collect());
                 Ok(data.len())
             })),
         }

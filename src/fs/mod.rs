@@ -3,10 +3,14 @@
 //! - `tree.rs`: the contract with the fronts that serve it
 //! - `table.rs`: what a directory's table is made of; `root.rs`, `vms.rs`, `nodes.rs`, `ipam.rs`, `images.rs`, `users.rs`: the tables
 //! - `place.rs`: places packed into qid paths and inode numbers
-//! - `server.rs`: walk, stat, readdir, open and remove, all derived from the tables
-//! - `handles.rs`, `streams.rs`: open files; `verbs.rs`: what is written to a ctl; `errors.rs`: `/err`
+//! - `server.rs`, `directories.rs`: walk, stat, readdir, open and remove, all derived from the tables
+//! - `handles.rs`: open files; `streams.rs` with `events.rs`, and `console.rs`: those that wait; `texts.rs`: long texts, kept
+//! - `verbs.rs`: what is written to a ctl; `errors.rs`: `/err`
 
+mod console;
+mod directories;
 mod errors;
+mod events;
 pub mod fuse;
 mod handles;
 mod images;
@@ -18,6 +22,7 @@ mod root;
 mod server;
 mod streams;
 mod table;
+mod texts;
 pub mod tree;
 mod users;
 mod verbs;

@@ -1,25 +1,25 @@
 //! `/nodes`: the machines of the cluster.
 
-use super::streams;
+use super::events;
 use super::table::{Asked, Content, File, Kind, Object};
 use super::verbs::{Act, Verb};
-use crate::engine::state::{Kind as Entity, Node, NodeId};
-use crate::text::{Refusal, columns::Table, kv::KeyValues, size, time::rfc3339};
+use crate::engine::state::{Kind as Entity, Node, NodeId, Operation};
+use crate::text::{Refusal, columns::Table, kv::KeyValues, size, time::rfc3339, trace_level};
 
-static FILES: &[File] = &[File { number: 1, name: "list", content: Content::Text(list), help: "one line a node" }];
+static FILES: &[File] = &[File { number: 1, name: "list", content: Content::Live(list), help: "one line a node" }];
 
 static OBJECT_FILES: &[File] = &[
     File { number: 1, name: "ctl", content: Content::Ctl(VERBS), help: "verbs; reading it shows them" },
     File {
         number: 2,
         name: "status",
-        content: Content::Text(status),
+        content: Content::Live(status),
         help: "key value lines: what the host can do, what is missing, the tasks",
     },
     File {
         number: 3,
         name: "events",
-        content: Content::Stream(streams::node_events, None),
+        content: Content::Stream(events::of_node, Some(Operation::Read)),
         help: "live: one line an event of the node",
     },
 ];
@@ -50,10 +50,11 @@ static VERBS: &[Verb] = &[Verb {
     attributes: &["level"],
     help: "how much is traced: level=info, level=debug, level=blixard::fs=debug",
     act: Act::Local(|asked, attributes| {
-        let level = attributes
-            .text("level")
-            .ok_or_else(|| Refusal::invalid("invalid trace: level= is missing, as in trace level=debug"))?;
-        asked.server.host().set_trace_level(level)
+        let missing = || Refusal::invalid("invalid trace: level= is missing, as in trace level=debug");
+        let level = attributes.text("level").ok_or_else(missing)?.to_owned();
+        trace_level::check(&level)?;
+        let server = asked.server.clone();
+        Ok(Box::new(move || server.host().set_trace_level(&level)))
     }),
 }];
 

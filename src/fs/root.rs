@@ -1,8 +1,8 @@
 //! `/`: the cluster's own files, and the directories of the kinds.
 
-use super::streams;
 use super::table::{Asked, Content, File, Kind};
-use crate::engine::state::Actual;
+use super::{events, streams};
+use crate::engine::state::{Actual, Operation};
 use crate::text::{Refusal, kv::KeyValues, time::rfc3339};
 
 /// The directories, in the order in which they are listed.
@@ -10,25 +10,25 @@ pub(super) static KINDS: &[&Kind] =
     &[&super::vms::KIND, &super::nodes::KIND, &super::ipam::KIND, &super::images::KIND, &super::users::KIND];
 
 pub(super) static FILES: &[File] = &[
-    File { number: 1, name: "README", content: Content::Text(readme), help: "how to use this tree" },
-    File { number: 2, name: "version", content: Content::Text(version), help: "blixard's version" },
-    File { number: 3, name: "status", content: Content::Text(status), help: "the cluster in a few lines" },
+    File { number: 1, name: "README", content: Content::Live(readme), help: "how to use this tree" },
+    File { number: 2, name: "version", content: Content::Live(version), help: "blixard's version" },
+    File { number: 3, name: "status", content: Content::Live(status), help: "the cluster in a few lines" },
     File {
         number: 4,
         name: "events",
-        content: Content::Stream(streams::all_events, None),
+        content: Content::Stream(events::of_all, Some(Operation::Read)),
         help: "live: one line an event, from now on",
     },
     File {
         number: 5,
         name: "log",
-        content: Content::Stream(streams::audit, None),
+        content: Content::Stream(events::log, Some(Operation::Read)),
         help: "the audit trail: every command, accepted or refused",
     },
     File {
         number: 6,
         name: "err",
-        content: Content::Text(err),
+        content: Content::Live(err),
         help: "your last errors, newest last, in whole sentences",
     },
     File {
@@ -37,8 +37,8 @@ pub(super) static FILES: &[File] = &[
         content: Content::Stream(streams::sync, None),
         help: "a barrier: gives the number up to which this tree is now current",
     },
-    File { number: 8, name: "clock", content: Content::Text(clock), help: "the hybrid logical clock" },
-    File { number: 9, name: "me", content: Content::Text(me), help: "who the server takes you for" },
+    File { number: 8, name: "clock", content: Content::Live(clock), help: "the hybrid logical clock" },
+    File { number: 9, name: "me", content: Content::Live(me), help: "who the server takes you for" },
 ];
 
 fn readme(_asked: &Asked<'_>) -> Result<String, Refusal> {

@@ -1,15 +1,21 @@
 //! The tree itself: walk, stat, readdir, open and remove, all of them derived from the tables.
 
 use super::errors::Errors;
-use super::handles::{CtlHandle, NewHandle, Open, TextHandle, render};
+use super::handles::{CtlHandle, Guarded, NewHandle, Open, TextHandle, render};
 use super::place::{LINK, Parts, ROOT};
 use super::root::{FILES as ROOT_FILES, KINDS};
 use super::table::{Asked, Content, File, Kind as ObjectKind, Object};
+use super::texts::Texts;
 use super::tree::{Answer, Caller, Creation, DirEntry, Handle, Kind, OpenMode, Opened, Place, Stat, Tree, gone};
 use crate::engine::state::{By, NOBODY, NodeId, Operation, State, Touched};
 use crate::engine::{Engine, LocalHost};
-use crate::text::{Code, Refusal, attrs::shown, nearest};
+use crate::text::{Code, Refusal, attrs::shown};
+use bytes::Bytes;
+use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
+
+/// The longest name on a path, in bytes, as Linux has it (NAME_MAX).
+const NAME_BYTES_MAX: usize = 255;
 
 /// The tree over an engine and the host that it runs on. A clone is the same one.
 #[derive(Clone)]
@@ -20,10 +26,16 @@ struct Shared {
     host: Arc<dyn LocalHost>,
     node: NodeId,
     errors: Errors,
+    texts: Texts,
+}
+
+/// A version of as many bits as a qid has for it.
+fn version(of: u64) -> u32 {
+    u32::try_from(of & u64::from(u32::MAX)).unwrap_or(0)
 }
 
 /// What is at a place.
-enum At {
+pub(super) enum At {
     Root,
     /// A kind's directory.
     Folder(&'static ObjectKind),
@@ -40,7 +52,7 @@ enum At {
 impl Server {
     /// The tree that this node serves.
     pub fn new(engine: Engine, host: Arc<dyn LocalHost>, node: NodeId) -> Server {
-        Server(Arc::new(Shared { engine, host, node, errors: Errors::default() }))
+        Server(Arc::new(Shared { engine, host, node, errors: Errors::default(), texts: Texts::default() }))
     }
 
     pub(super) fn engine(&self) -> &Engine {
@@ -67,7 +79,7 @@ impl Server {
         self.0.errors.note(who, refusal, self.state().now().millis());
     }
 
-    fn at(&self, state: &State, place: Place) -> Result<At, Refusal> {
+    pub(super) fn at(&self, state: &State, place: Place) -> Result<At, Refusal> {
         let parts = Parts::of(place);
         let file_of = |files: &'static [File]| files.iter().find(|f| f.number == parts.file).ok_or_else(gone);
         if parts.kind == ROOT {
@@ -99,7 +111,7 @@ impl Server {
     /// The right that writing a file needs; None: nobody can.
     fn write_right(file: &File, in_object: bool) -> Option<Operation> {
         match &file.content {
-            Content::Text(_) => None,
+            Content::Text(_) | Content::Live(_) => None,
             Content::Ctl(_) if in_object => Some(Operation::Control),
             Content::Ctl(_) => Some(Operation::Administer),
             Content::New(maker) => Some(maker.right),
@@ -118,149 +130,72 @@ impl Server {
         user.and_then(|name| state.user_named(name)).and_then(|u| u.uid).unwrap_or(0)
     }
 
-    fn file_stat(
-        &self,
-        state: &Arc<State>,
-        who: &Caller,
-        file: &'static File,
-        object: u64,
-    ) -> Result<(Kind, u64), Refusal> {
-        Ok(match &file.content {
-            Content::New(_) | Content::Stream(..) => (Kind::Stream, 0),
-            Content::Text(_) | Content::Ctl(_) => {
-                (Kind::File, render(file, &self.asked(state, who, object))?.len() as u64)
+    /// What stat tells of a file from its content. What nothing dates has the content's hash for its version.
+    fn file_stat(&self, asked: &Asked<'_>, place: Place, file: &'static File, dated: Stat) -> Result<Stat, Refusal> {
+        let finite = |text: &Bytes| (Kind::File, text.len() as u64);
+        let ((kind, size), version) = match &file.content {
+            Content::New(_) | Content::Stream(..) => ((Kind::Stream, 0), dated.version),
+            Content::Text(_) | Content::Ctl(_) => (finite(&self.text_of(asked, place, file)?), dated.version),
+            Content::Live(_) => {
+                let text = self.text_of(asked, place, file)?;
+                let mut hasher = DefaultHasher::new();
+                hasher.write(&text);
+                (finite(&text), version(hasher.finish()))
             }
-        })
+        };
+        Ok(Stat { kind, size, version, nlink: 1, ..dated })
+    }
+
+    /// The text of a finite file.
+    pub(super) fn text_of(&self, asked: &Asked<'_>, place: Place, file: &'static File) -> Result<Bytes, Refusal> {
+        let parts = Parts::of(place);
+        let kind = KINDS.iter().find(|k| k.number == parts.kind).filter(|_| matches!(file.content, Content::Text(_)));
+        let seq = kind.and_then(|kind| match parts.object {
+            0 => Some(asked.state.directory(kind.entity).objects.seq),
+            id => (kind.object)(asked.state, id).map(|object| object.changed_seq),
+        });
+        // What nothing dates is made anew.
+        let Some(seq) = seq else { return render(file, asked) };
+        if let Some(text) = self.0.texts.find(place, seq) {
+            return Ok(text);
+        }
+        let text = render(file, asked)?;
+        self.0.texts.keep(place, seq, &text);
+        Ok(text)
     }
 }
-
-/// The directory entry kinds and numbers for a table's files.
-fn file_entry(file: &File, kind: u8, object: u64) -> (Place, Kind) {
-    let stream = matches!(file.content, Content::New(_) | Content::Stream(..));
-    let place = Parts::new(kind, file.number, object).pack();
-    (place, if stream { Kind::Stream } else { Kind::File })
-}
-
-/// Cookies: files come first, by number; then objects, by number; then links, by their object's number.
-const OBJECTS_FROM: u64 = 1 << 48;
-const LINKS_FROM: u64 = 2 << 48;
 
 impl Server {
-    /// The files of a table as entries after a cookie. False: the visitor has had enough.
-    fn visit_files(files: &[File], kind: u8, object: u64, after: u64, visit: &mut dyn FnMut(DirEntry) -> bool) -> bool {
-        files.iter().filter(|f| u64::from(f.number) > after).all(|file| {
-            let (place, entry_kind) = file_entry(file, kind, object);
-            visit(DirEntry { name: file.name.to_owned(), place, kind: entry_kind, cookie: u64::from(file.number) })
-        })
-    }
-
-    fn visit_root(after: u64, visit: &mut dyn FnMut(DirEntry) -> bool) {
-        if !Server::visit_files(ROOT_FILES, ROOT, Parts::of(Place::ROOT).object, after, visit) {
-            return;
-        }
-        for kind in KINDS.iter().filter(|k| OBJECTS_FROM + u64::from(k.number) > after) {
-            let place = Parts::new(kind.number, 0, 0).pack();
-            let cookie = OBJECTS_FROM + u64::from(kind.number);
-            if !visit(DirEntry { name: kind.name.to_owned(), place, kind: Kind::Directory, cookie }) {
-                return;
-            }
-        }
-    }
-
-    fn visit_folder(state: &State, kind: &ObjectKind, after: u64, visit: &mut dyn FnMut(DirEntry) -> bool) {
-        if !Server::visit_files(kind.files, kind.number, 0, after, visit) {
-            return;
-        }
-        let mut id = after.saturating_sub(OBJECTS_FROM).min(LINKS_FROM - OBJECTS_FROM);
-        while let Some(next) = (kind.next)(state, id).filter(|_| after < LINKS_FROM) {
-            id = next;
-            let Some(object) = (kind.object)(state, id) else { continue };
-            let name = if kind.numbered { id.to_string() } else { object.name.unwrap_or_default() };
-            let place = Parts::new(kind.number, 0, id).pack();
-            if !visit(DirEntry { name, place, kind: Kind::Directory, cookie: OBJECTS_FROM + id }) {
-                return;
-            }
-        }
-        if !kind.numbered {
-            return;
-        }
-        let mut id = after.saturating_sub(LINKS_FROM);
-        while let Some(next) = (kind.next)(state, id) {
-            id = next;
-            let Some(name) = (kind.object)(state, id).and_then(|o| o.name) else { continue };
-            let place = Parts::new(kind.number, LINK, id).pack();
-            if !visit(DirEntry { name, place, kind: Kind::Link, cookie: LINKS_FROM + id }) {
-                return;
-            }
-        }
-    }
-
-    fn not_found(name: &str, files: &[File]) -> Refusal {
-        let names: Vec<&str> = files.iter().map(|f| f.name).collect();
-        let hint = nearest(name, &names).map(|n| format!("; did you mean '{n}'?")).unwrap_or_default();
-        Refusal::not_found(format!("'{}' was not found{hint}", shown(name)))
-    }
-
-    fn walk_in(state: &State, at: &At, parts: Parts, name: &str) -> Result<Place, Refusal> {
-        let in_table = |files: &'static [File], kind: u8, object: u64| {
-            files.iter().find(|f| f.name == name).map(|f| Parts::new(kind, f.number, object).pack())
-        };
-        match at {
-            At::Root => {
-                let kind = KINDS.iter().find(|k| k.name == name).map(|k| Parts::new(k.number, 0, 0).pack());
-                kind.or_else(|| in_table(ROOT_FILES, ROOT, parts.object))
-                    .ok_or_else(|| Server::not_found(name, ROOT_FILES))
-            }
-            At::Folder(kind) => {
-                let number = || {
-                    // "07" is not the name of vms/7.
-                    let id = name.parse::<u64>().ok().filter(|id| *id > 0 && id.to_string() == name)?;
-                    (kind.object)(state, id).map(|_| Parts::new(kind.number, 0, id).pack())
-                };
-                let named = || {
-                    let id = (kind.find)(state, name)?;
-                    Some(Parts::new(kind.number, if kind.numbered { LINK } else { 0 }, id).pack())
-                };
-                let numbered = if kind.numbered { number() } else { None };
-                let found = in_table(kind.files, kind.number, 0).or(numbered).or_else(named);
-                found.ok_or_else(|| Server::not_found(name, kind.files))
-            }
-            At::Object(kind, _) => {
-                let found = in_table(kind.object_files, kind.number, parts.object);
-                found.ok_or_else(|| Server::not_found(name, kind.object_files))
-            }
-            At::Link(_) | At::File(..) | At::Own(..) => {
-                Err(Refusal::new(Code::NotDirectory, "invalid path: this is not a directory"))
-            }
-        }
-    }
-
-    fn parent(parts: Parts) -> Place {
-        match parts {
-            Parts { kind: ROOT, .. } | Parts { file: 0, object: 0, .. } => Place::ROOT,
-            Parts { kind, file: 0 | LINK, .. } => Parts::new(kind, 0, 0).pack(),
-            Parts { kind, object, .. } => Parts::new(kind, 0, object).pack(),
-        }
-    }
-
     fn open_file(
         &self,
-        state: &Arc<State>,
-        who: &Caller,
-        (file, object): (&'static File, u64),
+        asked: &Asked<'_>,
+        place: Place,
+        file: &'static File,
         how: OpenMode,
     ) -> Result<Opened, Refusal> {
-        let open = Open { server: self.clone(), who: who.clone(), object };
+        let open = Open::of(asked);
+        let text = || TextHandle::new(open.clone(), place, file, asked.state.clone());
         let handle: Arc<dyn Handle> = match &file.content {
-            Content::Text(_) => Arc::new(TextHandle::new(open, file, state.clone())),
-            Content::Ctl(verbs) => {
-                Arc::new(CtlHandle::new(TextHandle::new(open, file, state.clone()), verbs, how.write))
-            }
-            Content::New(maker) => Arc::new(NewHandle::new(open, maker, how.write)),
-            Content::Stream(stream, _) => stream(&self.asked(state, who, object), how)?,
+            Content::Text(_) | Content::Live(_) => Arc::new(text()),
+            Content::Ctl(verbs) => Arc::new(CtlHandle::new(text(), verbs)),
+            Content::New(maker) => Arc::new(NewHandle::new(open.clone(), maker)),
+            Content::Stream(stream, _) => stream(asked, how)?,
         };
         let stream = matches!(file.content, Content::New(_) | Content::Stream(..));
-        Ok(Opened { handle, stream, commands: matches!(file.content, Content::New(_) | Content::Ctl(_)) })
+        let commands = matches!(file.content, Content::New(_) | Content::Ctl(_));
+        Ok(Opened { handle: Arc::new(Guarded { handle, open, place, how }), stream, commands })
+    }
+
+    /// May the caller write what is there now?
+    pub(super) fn check_right(&self, who: &Caller, place: Place) -> Result<(), Refusal> {
+        let state = self.state();
+        let checked = match self.at(&state, place) {
+            Ok(At::Own(_, file)) => return self.check_write(&state, who, file, None),
+            Ok(At::File(file, _, object)) => return self.check_write(&state, who, file, object.as_ref()),
+            Ok(_) => Err(Refusal::new(Code::IsDirectory, "invalid write: this is a directory")),
+            Err(refusal) => Err(refusal),
+        };
+        checked.inspect_err(|refusal| self.note_for(who, refusal))
     }
 
     fn check_write(&self, state: &State, who: &Caller, file: &File, object: Option<&Object>) -> Result<(), Refusal> {
@@ -289,14 +224,18 @@ impl Tree for Server {
         if name == ".." {
             return Ok(Server::parent(parts));
         }
+        if name.len() > NAME_BYTES_MAX {
+            return Err(Refusal::new(
+                Code::NameTooLong,
+                format!("the name '{}' is too long: {NAME_BYTES_MAX} bytes are the most", shown(name)),
+            ));
+        }
         let at = self.at(&state, dir)?;
         Server::walk_in(&state, &at, parts, name)
     }
 
     fn stat(&self, who: &Caller, place: Place) -> Result<Stat, Refusal> {
         let state = self.state();
-        // The version of what changes with every entry: the low bits of its number.
-        let version = |seq: u64| u32::try_from(seq & u64::from(u32::MAX)).unwrap_or(0);
         let base = Stat {
             place,
             kind: Kind::Directory,
@@ -322,9 +261,9 @@ impl Tree for Server {
             At::Root => Stat { nlink: 2 + u32::try_from(KINDS.len()).unwrap_or(0), ..base },
             At::Folder(kind) => touched(state.directory(kind.entity).members, base),
             At::Own(kind, file) => {
-                let (kind_of_file, size) = self.file_stat(&state, who, file, 0)?;
                 let mode = if self.may_write(&state, who, file, None) { 0o666 } else { 0o444 };
-                touched(state.directory(kind.entity).objects, Stat { kind: kind_of_file, mode, size, nlink: 1, ..base })
+                let dated = touched(state.directory(kind.entity).objects, Stat { mode, ..base });
+                self.file_stat(&self.asked(&state, who, 0), place, file, dated)?
             }
             At::Object(_, object) => of(&object, base),
             At::Link(object) => {
@@ -332,14 +271,13 @@ impl Tree for Server {
                 Stat { kind: Kind::Link, mode: 0o777, size, nlink: 1, ..of(&object, base) }
             }
             At::File(file, id, object) => {
-                let (kind, size) = self.file_stat(&state, who, file, id)?;
-                let writable = self.may_write(&state, who, file, object.as_ref());
-                let mode = if writable { 0o666 } else { 0o444 };
-                let stat = Stat { kind, mode, size, nlink: 1, ..base };
-                match &object {
+                let mode = if self.may_write(&state, who, file, object.as_ref()) { 0o666 } else { 0o444 };
+                let stat = Stat { mode, ..base };
+                let dated = match &object {
                     Some(object) => of(object, stat),
                     None => stat,
-                }
+                };
+                self.file_stat(&self.asked(&state, who, id), place, file, dated)?
             }
         })
     }
@@ -379,13 +317,13 @@ impl Tree for Server {
                 if how.write {
                     self.check_write(&state, who, file, None)?;
                 }
-                self.open_file(&state, who, (file, 0), how)
+                self.open_file(&self.asked(&state, who, 0), place, file, how)
             }
             At::File(file, object_id, object) => {
                 if how.write {
                     self.check_write(&state, who, file, object.as_ref())?;
                 }
-                self.open_file(&state, who, (file, object_id), how)
+                self.open_file(&self.asked(&state, who, object_id), place, file, how)
             }
             At::Link(_) => Err(Refusal::invalid("invalid path: this is a link")),
             _ => Err(Refusal::new(Code::IsDirectory, "invalid open: this is a directory")),
@@ -393,42 +331,16 @@ impl Tree for Server {
     }
 
     fn remove(&self, who: &Caller, dir: Place, name: &str, directory: bool) -> Answer<()> {
-        let state = self.state();
-        let command = (|| {
-            let place = self.walk(who, dir, name)?;
-            match (self.at(&state, place)?, directory) {
-                (At::Object(kind, _), true) => (kind.delete)(&state, Parts::of(place).object).ok_or_else(|| {
-                    Refusal::not_permitted(format!("invalid rmdir: objects of /{} can't be deleted so", kind.name))
-                }),
-                (At::Object(..), false) => {
-                    Err(Refusal::new(Code::IsDirectory, "invalid rm: this is a directory; rmdir deletes an object"))
-                }
-                (At::Link(_), false) => Err(Refusal::not_permitted(format!(
-                    "invalid rm: '{}' is a name; `set name=` in its ctl takes the name away, rmdir of the number deletes",
-                    shown(name)
-                ))),
-                (At::File(..), false) => Err(Refusal::not_permitted(format!(
-                    "invalid rm: '{}' belongs to its object; rmdir deletes the object",
-                    shown(name)
-                ))),
-                (At::File(..) | At::Own(..) | At::Link(_), true) => {
-                    Err(Refusal::new(Code::NotDirectory, "invalid rmdir: this is not a directory"))
-                }
-                _ => Err(Refusal::not_permitted("invalid rmdir: this directory is part of the tree")),
-            }
-        })();
-        match command {
+        let (server, who) = (self.clone(), who.clone());
+        match self.removal(&who, dir, name, directory) {
             Err(refusal) => {
-                self.note_for(who, &refusal);
+                self.note_for(&who, &refusal);
                 Answer::Now(Err(refusal))
             }
-            Ok(command) => {
-                let (server, who) = (self.clone(), who.clone());
-                Answer::Later(Box::pin(async move {
-                    let done = server.engine().submit(By::User(who.user.clone()), vec![command]).await;
-                    done.map(drop).inspect_err(|refusal| server.note_for(&who, refusal))
-                }))
-            }
+            Ok(command) => Answer::Later(Box::pin(async move {
+                let done = server.engine().submit(By::User(who.user.clone()), vec![command]).await;
+                done.map(drop).inspect_err(|refusal| server.note_for(&who, refusal))
+            })),
         }
     }
 
@@ -442,31 +354,7 @@ impl Tree for Server {
     }
 
     fn refuse_create(&self, who: &Caller, dir: Place, name: &str, what: Creation) -> Refusal {
-        let state = self.state();
-        let makes = match self.at(&state, dir) {
-            Ok(At::Folder(kind)) if kind.files.iter().any(|f| f.name == "new") => {
-                format!("to make one, write attributes to /{}/new", kind.name)
-            }
-            _ => "nothing can be made here".to_owned(),
-        };
-        let name = shown(name);
-        let sentence = match what {
-            Creation::File => {
-                format!("no permission to make the file '{name}': {makes}; write to the files that are there")
-            }
-            Creation::Directory => format!("no permission for mkdir '{name}': {makes}"),
-            Creation::Link => {
-                format!("no permission for a link '{name}': names are set with `set name=` in an object's ctl")
-            }
-            Creation::Special => format!("no permission for a special file '{name}': {makes}"),
-            Creation::Rename => {
-                format!("no permission to rename to '{name}': `set name=` in an object's ctl does that")
-            }
-            Creation::Attributes => {
-                "no permission: owners, modes and times of this tree follow from the cluster".to_owned()
-            }
-        };
-        let refusal = Refusal::not_permitted(sentence);
+        let refusal = self.creation_refused(dir, name, what);
         self.note_for(who, &refusal);
         refusal
     }

@@ -22,8 +22,10 @@ pub(super) struct File {
 
 /// What a file is made of.
 pub(super) enum Content {
-    /// Text, made when it is read.
-    Text(fn(&Asked<'_>) -> Result<String, Refusal>),
+    /// Text of nothing but the objects that it is about: it changes when they do. Made when it is read.
+    Text(MakeText),
+    /// Text of something else as well: of who asks, of this host, of other objects.
+    Live(MakeText),
     /// Verbs are written, their usage is read.
     Ctl(&'static [Verb]),
     /// A clone file: attributes are written, numbers are read.
@@ -31,6 +33,9 @@ pub(super) enum Content {
     /// Whatever blocks, answers, or never ends. The right that writing it needs, if it can be written.
     Stream(OpenStream, Option<Operation>),
 }
+
+/// Makes a text.
+pub(super) type MakeText = fn(&Asked<'_>) -> Result<String, Refusal>;
 
 /// Opens a stream.
 pub(super) type OpenStream = fn(&Asked<'_>, OpenMode) -> Result<Arc<dyn Handle>, Refusal>;

@@ -2,7 +2,7 @@
 
 use super::table::{Asked, Content, File, Kind, Maker, Object};
 use super::verbs::{Act, Attributes, Verb};
-use crate::engine::state::{Command, Kind as Entity, Operation, Role, State, User};
+use crate::engine::state::{Command, Kind as Entity, Operation, Role, State, User, UserId};
 use crate::text::{Attr, Refusal, columns::Table, kv::KeyValues, name, time::rfc3339};
 
 static FILES: &[File] = &[
@@ -22,10 +22,6 @@ static OBJECT_FILES: &[File] = &[
     File { number: 2, name: "status", content: Content::Text(status), help: "key value lines" },
 ];
 
-fn by_id(state: &State, id: u64) -> Option<&User> {
-    state.users().find(|u| u.id.0 == id)
-}
-
 pub(super) static KIND: Kind = Kind {
     number: 5,
     name: "users",
@@ -34,7 +30,7 @@ pub(super) static KIND: Kind = Kind {
     numbered: false,
     find: |state, name| state.user_named(name).map(|u| u.id.0),
     object: |state, id| {
-        let user = by_id(state, id)?;
+        let user = state.user(UserId(id))?;
         Some(Object {
             name: Some(user.name.clone()),
             owner: None,
@@ -42,7 +38,7 @@ pub(super) static KIND: Kind = Kind {
             changed_seq: user.changed_seq,
         })
     },
-    next: |state, after| state.users().map(|u| u.id.0).filter(|id| *id > after).min(),
+    next: |state, after| state.users_after(UserId(after)).next().map(|id| id.0),
     entity: Entity::User,
     delete: |_, _| None,
 };
@@ -53,13 +49,16 @@ static VERBS: &[Verb] = &[Verb {
     help: "change role= (viewer, operator, admin) or uid=",
     act: Act::Command(|asked, attributes| {
         let user = user(asked)?;
-        let role = attributes.parsed("role", str::parse)?.unwrap_or(user.role);
-        Ok(Command::UserSet { name: user.name.clone(), role, uid: attributes.number("uid")?.or(user.uid) })
+        let (role, uid) = (attributes.parsed("role", str::parse)?, attributes.number("uid")?);
+        if role.is_none() && uid.is_none() {
+            return Err(Refusal::invalid("invalid set: there is no attribute to change; role and uid can be"));
+        }
+        Ok(Command::UserSet { name: user.name.clone(), role: role.unwrap_or(user.role), uid: uid.or(user.uid) })
     }),
 }];
 
 fn user<'a>(asked: &'a Asked<'_>) -> Result<&'a User, Refusal> {
-    by_id(asked.state, asked.object).ok_or_else(super::tree::gone)
+    asked.state.user(UserId(asked.object)).ok_or_else(super::tree::gone)
 }
 
 fn status(asked: &Asked<'_>) -> Result<String, Refusal> {
@@ -94,7 +93,7 @@ fn new(attrs: &[Attr]) -> Result<Command, Refusal> {
     let attributes = Attributes::new(attrs, &["name", "role", "uid"], "users/new")?;
     let legal = |text: &str| name::check(text).map(|()| text.to_owned());
     let missing = || Refusal::invalid("invalid user: name= is missing; reading users/new shows what it takes");
-    Ok(Command::UserSet {
+    Ok(Command::UserNew {
         name: attributes.parsed("name", legal)?.ok_or_else(missing)?,
         role: attributes.parsed("role", str::parse)?.unwrap_or(Role::Viewer),
         uid: attributes.number("uid")?,

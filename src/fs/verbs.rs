@@ -20,9 +20,12 @@ pub(super) struct Verb {
 pub(super) enum Act {
     /// A command for the log.
     Command(fn(&Asked<'_>, &Attributes<'_>) -> Result<Command, Refusal>),
-    /// Something that only this node does, at once.
-    Local(fn(&Asked<'_>, &Attributes<'_>) -> Result<(), Refusal>),
+    /// Something that only this node does, when the rest of the write was found right and has taken effect.
+    Local(fn(&Asked<'_>, &Attributes<'_>) -> Result<Deed, Refusal>),
 }
+
+/// What this node is to do; it was looked at before, and is not expected to be refused.
+pub(super) type Deed = Box<dyn FnOnce() -> Result<(), Refusal> + Send>;
 
 /// The attributes of a line, already known to be known.
 pub(super) struct Attributes<'l>(&'l [Attr]);
@@ -89,13 +92,14 @@ impl<'l> Attributes<'l> {
 
 /// What a line asks for.
 pub(super) enum Asking {
+    Nothing,
     Command(Command),
-    Done,
+    Deed(Deed),
 }
 
-/// Finds the verb of a line. Local acts are done at once: they are idempotent and refuse before they act.
+/// Finds the verb of a line, and what it asks for. Nothing is done yet.
 pub(super) fn ask(verbs: &[Verb], asked: &Asked<'_>, line: &[Attr]) -> Result<Asking, Refusal> {
-    let Some((word, attrs)) = line.split_first() else { return Ok(Asking::Done) };
+    let Some((word, attrs)) = line.split_first() else { return Ok(Asking::Nothing) };
     let names: Vec<&str> = verbs.iter().map(|v| v.name).collect();
     if word.value.is_some() {
         let sentence =
@@ -106,10 +110,16 @@ pub(super) fn ask(verbs: &[Verb], asked: &Asked<'_>, line: &[Attr]) -> Result<As
     if let Some(second) = attrs.iter().find(|a| a.value.is_none() && names.contains(&a.key.as_str())) {
         return Err(Refusal::invalid(format!("invalid line: a second verb '{}': write one verb a line", second.key)));
     }
+    // It would hold up every other writer of the file: the kernel lets one in at a time.
+    if attrs.iter().any(|a| a.key == "wait") {
+        return Err(Refusal::invalid(
+            "invalid wait=: a write does not wait; read the file `wait` after it, or use blixard write --wait",
+        ));
+    }
     let attributes = Attributes::new(attrs, verb.attributes, verb.name)?;
     match verb.act {
         Act::Command(command) => command(asked, &attributes).map(Asking::Command),
-        Act::Local(act) => act(asked, &attributes).map(|()| Asking::Done),
+        Act::Local(act) => act(asked, &attributes).map(Asking::Deed),
     }
 }
 

@@ -48,7 +48,7 @@ fn legal_name(text: &str) -> Result<String, Refusal> {
 /// A line of `new`.
 pub(super) fn new(attrs: &[Attr]) -> Result<Command, Refusal> {
     let attributes = Attributes::new(attrs, ATTRIBUTES, "vms/new")?;
-    let default = VmSpec::default();
+    let (default, name) = (VmSpec::default(), attributes.parsed("name", legal_name)?);
     let image = attributes
         .parsed("image", legal_name)?
         .ok_or_else(|| Refusal::invalid("invalid VM: image= is missing; reading vms/new shows which there are"))?;
@@ -63,7 +63,6 @@ pub(super) fn new(attrs: &[Attr]) -> Result<Command, Refusal> {
         grace_ms: attributes.parsed("grace", duration::parse)?.unwrap_or(default.grace_ms),
     };
     spec.check()?;
-    let name = attributes.parsed("name", legal_name)?;
     Ok(Command::VmNew { name, spec, key: attributes.text("id").map(str::to_owned) })
 }
 

@@ -2,7 +2,7 @@
 
 use super::table::{Asked, Content, File, Kind, Maker, Object};
 use super::verbs::{Act, Attributes, Verb};
-use super::{streams, vm_attrs, vm_text};
+use super::{console, events, streams, vm_attrs, vm_text};
 use crate::engine::state::{Command, Conditions, Kind as Entity, Operation, VmId, VmVerb};
 use crate::text::{Refusal, duration};
 
@@ -13,7 +13,7 @@ static FILES: &[File] = &[
     File {
         number: 4,
         name: "events",
-        content: Content::Stream(streams::vms_events, None),
+        content: Content::Stream(events::of_vms, Some(Operation::Read)),
         help: "live: one line an event of a VM",
     },
 ];
@@ -34,7 +34,7 @@ static OBJECT_FILES: &[File] = &[
     File {
         number: 6,
         name: "events",
-        content: Content::Stream(streams::vm_events, None),
+        content: Content::Stream(events::of_vm, Some(Operation::Read)),
         help: "what has happened to it, then live",
     },
     File {
@@ -46,10 +46,10 @@ static OBJECT_FILES: &[File] = &[
     File {
         number: 8,
         name: "console",
-        content: Content::Stream(streams::console, Some(Operation::Control)),
+        content: Content::Stream(console::open, Some(Operation::Control)),
         help: "the serial console: read and write",
     },
-    File { number: 9, name: "log", content: Content::Text(log), help: "the console's past output" },
+    File { number: 9, name: "log", content: Content::Live(log), help: "the console's past output" },
 ];
 
 pub(super) static KIND: Kind = Kind {
@@ -80,10 +80,15 @@ pub(super) static KIND: Kind = Kind {
 const CONDITIONS: &[&str] = &["version", "id"];
 
 static VERBS: &[Verb] = &[
-    Verb { name: "start", attributes: START, help: "let it run", act: Act::Command(start) },
+    Verb {
+        name: "start",
+        attributes: CONDITIONS,
+        help: "let it run",
+        act: Act::Command(|a, at| verb(a, at, VmVerb::Start)),
+    },
     Verb {
         name: "stop",
-        attributes: STOP,
+        attributes: &["grace", "version", "id"],
         help: "ask the guest to power off; after the grace time it is ended",
         act: Act::Command(stop),
     },
@@ -125,30 +130,11 @@ static VERBS: &[Verb] = &[
     },
 ];
 
-const START: &[&str] = &["version", "id", "wait"];
-const STOP: &[&str] = &["grace", "version", "id", "wait"];
-
 fn verb(asked: &Asked<'_>, attributes: &Attributes<'_>, verb: VmVerb) -> Result<Command, Refusal> {
     Ok(Command::Vm { vm: VmId(asked.object), verb, conditions: attributes.conditions()? })
 }
 
-/// A write that waited for the machine would hold up every other writer of the file: the kernel lets one in at a time.
-fn no_wait(attributes: &Attributes<'_>) -> Result<(), Refusal> {
-    match attributes.text("wait") {
-        None => Ok(()),
-        Some(_) => Err(Refusal::invalid(
-            "invalid wait=: a write does not wait; read the file `wait` after it, or use blixard write --wait",
-        )),
-    }
-}
-
-fn start(asked: &Asked<'_>, attributes: &Attributes<'_>) -> Result<Command, Refusal> {
-    no_wait(attributes)?;
-    verb(asked, attributes, VmVerb::Start)
-}
-
 fn stop(asked: &Asked<'_>, attributes: &Attributes<'_>) -> Result<Command, Refusal> {
-    no_wait(attributes)?;
     let grace_ms = attributes.parsed("grace", duration::parse)?;
     let most_ms = *crate::engine::state::spec::GRACE_MS.end();
     if grace_ms.is_some_and(|ms| ms > most_ms) {

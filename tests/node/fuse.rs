@@ -57,7 +57,7 @@ fn an_interrupted_wait_can_be_read_again() {
     node.write(&format!("vms/{id}/ctl"), "start\n").unwrap();
     let mut seen = [0; 64];
     let n = cat.stdout.as_mut().unwrap().read(&mut seen).unwrap();
-    assert!(String::from_utf8_lossy(&seen[..n]).contains("vm 1 "), "{:?}", String::from_utf8_lossy(&seen[..n]));
+    assert!(String::from_utf8_lossy(&seen[..n]).contains("vms/1 "), "{:?}", String::from_utf8_lossy(&seen[..n]));
     ends_by(cat, Signal::INT);
     assert_eq!(node.wait(id), "running");
 }

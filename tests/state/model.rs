@@ -182,6 +182,13 @@ impl Model {
                 Ok(Reply::Done)
             }
             Command::UserSet { name, role, uid } => self.user_set(by, name, *role, *uid),
+            Command::UserNew { name, role, uid } => {
+                self.need(by, Role::Admin)?;
+                match self.users.contains_key(name) {
+                    true => Err("EEXIST"),
+                    false => self.user_set(by, name, *role, *uid),
+                }
+            }
         }
     }
 

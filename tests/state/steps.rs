@@ -180,8 +180,11 @@ fn of_user() -> impl Strategy<Value = Act> {
     let lab = || "lab".to_owned();
     let pool =
         Command::PoolNew { name: lab(), network: "10.9.0.0/29".parse().unwrap(), gateway: None, reserved: vec![] };
-    let user = (select(vec!["ann", "bob", "zoe", "zoe", "root"]), select(Role::ALL), proptest::option::of(0_u32..4))
-        .prop_map(|(name, role, uid)| Command::UserSet { name: name.to_owned(), role, uid });
+    let user = (select(vec!["ann", "bob", "zoe", "zoe", "root"]), select(Role::ALL), proptest::option::of(0_u32..4));
+    let user = (user, any::<bool>()).prop_map(|((name, role, uid), new)| match new {
+        true => Command::UserNew { name: name.to_owned(), role, uid },
+        false => Command::UserSet { name: name.to_owned(), role, uid },
+    });
     prop_oneof![
         8 => new.prop_map(Act::Is),
         24 => verb,

@@ -237,7 +237,7 @@ fn events_are_kept_in_order_bounded_and_as_they_were_told() {
         cluster.verb(vm, VmVerb::Resume).unwrap();
     }
     cluster.report(vm, VmReport::Failed { sentence: format!("{}\nü", "ü".repeat(1_000)), may_retry: false }).unwrap();
-    let told: Vec<_> = cluster.events.iter().filter(|e| e.subject.to_string() == "vm 1").cloned().collect();
+    let told: Vec<_> = cluster.events.iter().filter(|e| e.subject.to_string() == "vms/1").cloned().collect();
     let kept: Vec<_> = cluster.is(vm).events().collect();
     assert_eq!((told.len(), kept.len()), (3 + 200 + 1, 64));
     assert_eq!(kept, told[told.len() - 64..]);

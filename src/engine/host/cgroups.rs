@@ -5,6 +5,7 @@
 use super::HostError;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Memory that QEMU may take beside the guest's, in bytes: its code, device models, and under emulation the translated code.
 const MEMORY_BESIDE_BYTES: u64 = 1 << 30;
@@ -49,13 +50,17 @@ impl Cgroups for NoCgroups {
 }
 
 /// The kernel's cgroups.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct HostCgroups {
-    /// The folder of this node in each hierarchy.
+    /// The folder of this node in each hierarchy; there while there are groups in it.
     bases: Vec<PathBuf>,
     version: u8,
+    /// One makes or removes at a time: the folders above are of all groups.
+    changing: Mutex<()>,
 }
 
+/// How often the folder that all nodes of a host share is made anew.
+const PARENT_TRIES: u32 = 16;
 const MOUNT: &str = "/sys/fs/cgroup";
 /// The hierarchies of v1 that a machine is put into.
 const V1: &[&str] = &["memory", "pids", "cpu"];
@@ -77,20 +82,41 @@ impl HostCgroups {
         if roots.is_empty() {
             return Err(HostError("no hierarchy with a useful controller is mounted in /sys/fs/cgroup".to_owned()));
         }
-        let mut bases = Vec::new();
-        for root in roots {
-            let base = root.join("blixard").join(tag);
-            std::fs::create_dir_all(&base).map_err(|e| HostError::io(base.display(), e))?;
-            if version == 2 {
-                // Children have the controllers that every folder above hands down.
-                for above in [root.clone(), root.join("blixard"), base.clone()] {
-                    let control = above.join("cgroup.subtree_control");
-                    std::fs::write(&control, "+memory +pids").map_err(|e| HostError::io(control.display(), e))?;
-                }
+        let bases = roots.iter().map(|root| root.join("blixard").join(tag)).collect();
+        let found = HostCgroups { bases, version, changing: Mutex::new(()) };
+        // Whether we may, is found out before the first machine.
+        found.make_bases()?;
+        found.remove_bases();
+        Ok(found)
+    }
+
+    fn make_bases(&self) -> Result<(), HostError> {
+        for base in &self.bases {
+            // Another node on this host may just have removed the folder that both share.
+            let made = (0..PARENT_TRIES).find_map(|_| match std::fs::create_dir_all(base) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                made => Some(made),
+            });
+            made.unwrap_or_else(|| Err(io::ErrorKind::NotFound.into()))
+                .map_err(|e| HostError::io(base.display(), e))?;
+            // In v2, groups have the controllers that every folder above hands down.
+            for above in base.ancestors().take(3).filter(|_| self.version == 2) {
+                let control = above.join("cgroup.subtree_control");
+                std::fs::write(&control, "+memory +pids").map_err(|e| HostError::io(control.display(), e))?;
             }
-            bases.push(base);
         }
-        Ok(HostCgroups { bases, version })
+        Ok(())
+    }
+
+    /// Empty folders are of no use to anybody; the kernel keeps those with groups in them.
+    fn remove_bases(&self) {
+        for folder in self.bases.iter().flat_map(|base| base.ancestors().take(2)) {
+            let _ = std::fs::remove_dir(folder);
+        }
+    }
+
+    fn changing(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -103,6 +129,8 @@ fn gone(result: io::Result<()>) -> io::Result<()> {
 
 impl Cgroups for HostCgroups {
     fn make(&self, vm: u64, memory_bytes: u64) -> Result<Vec<PathBuf>, HostError> {
+        let _alone = self.changing();
+        self.make_bases()?;
         let memory_max = memory_bytes.saturating_add(MEMORY_BESIDE_BYTES).to_string();
         let threads_max = THREADS_MAX.to_string();
         let limits = [("memory.max", &memory_max), ("memory.limit_in_bytes", &memory_max), ("pids.max", &threads_max)];
@@ -121,10 +149,12 @@ impl Cgroups for HostCgroups {
     }
 
     fn remove(&self, vm: u64) -> Result<(), HostError> {
+        let _alone = self.changing();
         for base in &self.bases {
             let folder = base.join(vm.to_string());
             gone(std::fs::remove_dir(&folder)).map_err(|e| HostError::io(folder.display(), e))?;
         }
+        self.remove_bases();
         Ok(())
     }
 
@@ -139,15 +169,5 @@ impl Cgroups for HostCgroups {
     fn describe(&self) -> String {
         let bases: Vec<_> = self.bases.iter().map(|b| b.display().to_string()).collect();
         format!("v{} {}", self.version, bases.join(" "))
-    }
-}
-
-impl Drop for HostCgroups {
-    /// An empty folder is of no use to anybody; one with machines in it stays.
-    fn drop(&mut self) {
-        for base in &self.bases {
-            let _ = std::fs::remove_dir(base);
-            let _ = base.parent().map(std::fs::remove_dir);
-        }
     }
 }

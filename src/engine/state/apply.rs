@@ -174,6 +174,10 @@ impl Work<'_> {
                 self.allowed(None, Operation::Administer, "users")?;
                 self.user_set(name, *role, *uid)
             }
+            Command::UserNew { name, role, uid } => {
+                self.allowed(None, Operation::Administer, "users/new")?;
+                self.user_new(name, *role, *uid)
+            }
         }
     }
 
@@ -246,7 +250,7 @@ impl Work<'_> {
         self.state.cluster = Some(cluster.to_owned());
         let (now, seq) = (self.state.now, self.seq);
         self.state.nodes.insert(FIRST_NODE, Node::new(FIRST_NODE, node, now, seq));
-        self.event(Subject::Node(FIRST_NODE), What::Created);
+        self.event(Subject::Node(FIRST_NODE, node.into()), What::Created);
         self.user_set(admin, Role::Admin, Some(admin_uid))?;
         let network = DEFAULT_NETWORK.parse().map_err(|e| Refusal::fault(format!("the default network: {e}")))?;
         self.pool_new(DEFAULT_POOL, network, None, &[])?;

@@ -2,7 +2,7 @@
 
 use super::event::EVENT_SENTENCE_BYTES_MAX;
 use super::vm::{ERROR_BYTES_MAX, FAILURES_MAX};
-use super::{Actual, Desired, HISTORY_MAX, History, NOBODY, Role, State, Vm, VmId, What};
+use super::{Actual, Desired, HISTORY_MAX, History, NOBODY, Role, State, UserId, Vm, VmId, What};
 use crate::text::name;
 use imbl::OrdMap;
 use std::collections::BTreeSet;
@@ -115,10 +115,13 @@ impl State {
         let named: Vec<_> = self.vms.values().filter_map(|vm| vm.name.clone().map(|n| (n, vm.id))).collect();
         let names: OrdMap<String, VmId> = named.iter().cloned().collect();
         let nodes: BTreeSet<&str> = self.nodes.values().map(|n| n.name.as_str()).collect();
-        let uids: Vec<u32> = self.users.values().filter_map(|u| u.uid).collect();
+        let ids: OrdMap<UserId, String> = self.users.values().map(|u| (u.id, u.name.clone())).collect();
+        let uids: OrdMap<u32, String> = self.users.values().filter_map(|u| Some((u.uid?, u.name.clone()))).collect();
+        let with_uid = self.users.values().filter(|u| u.uid.is_some()).count();
         let rules = [
             (names.len() == named.len(), "no two VMs have one name"),
-            (uids.iter().collect::<BTreeSet<_>>().len() == uids.len(), "no two users have one uid"),
+            (uids.len() == with_uid && ids.len() == self.users.len(), "no two users have one uid or number"),
+            (ids == self.user_ids && uids == self.user_uids, "the indexes of users match"),
             (names == self.vm_names, "the index of names matches"),
             (nodes.len() == self.nodes.len(), "no two nodes have one name"),
         ];

@@ -99,6 +99,15 @@ pub enum Command {
         /// The uid on the nodes, for unix sockets and FUSE.
         uid: Option<u32>,
     },
+    /// Makes a user; refused if there is one of that name.
+    UserNew {
+        /// The user's name.
+        name: String,
+        /// The role.
+        role: super::Role,
+        /// The uid on the nodes, for unix sockets and FUSE.
+        uid: Option<u32>,
+    },
 }
 
 /// `version=` and `id=`.

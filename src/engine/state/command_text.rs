@@ -45,6 +45,10 @@ impl fmt::Display for Command {
                 write!(f, "users/{} set role={role}", quote(name))?;
                 uid.map_or(Ok(()), |uid| write!(f, " uid={uid}"))
             }
+            Command::UserNew { name, role, uid } => {
+                write!(f, "users/new name={} role={role}", quote(name))?;
+                uid.map_or(Ok(()), |uid| write!(f, " uid={uid}"))
+            }
         }
     }
 }

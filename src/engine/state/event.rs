@@ -29,8 +29,8 @@ pub enum Subject {
     Cluster,
     /// A VM.
     Vm(VmId),
-    /// A node.
-    Node(NodeId),
+    /// A node, by number and name.
+    Node(NodeId, Arc<str>),
     /// An image, by name.
     Image(Arc<str>),
     /// A pool, by name.
@@ -111,7 +111,7 @@ impl Subject {
         match self {
             Subject::Cluster => None,
             Subject::Vm(_) => Some(Kind::Vm),
-            Subject::Node(_) => Some(Kind::Node),
+            Subject::Node(..) => Some(Kind::Node),
             Subject::Image(_) => Some(Kind::Image),
             Subject::Pool(_) => Some(Kind::Pool),
             Subject::User(_) => Some(Kind::User),
@@ -119,15 +119,16 @@ impl Subject {
     }
 }
 
+/// Its path in the tree.
 impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Subject::Cluster => f.write_str("cluster"),
-            Subject::Vm(id) => write!(f, "vm {id}"),
-            Subject::Node(id) => write!(f, "node {id}"),
-            Subject::Image(name) => write!(f, "image {name}"),
-            Subject::Pool(name) => write!(f, "pool {name}"),
-            Subject::User(name) => write!(f, "user {name}"),
+            Subject::Vm(id) => write!(f, "vms/{id}"),
+            Subject::Node(_, name) => write!(f, "nodes/{name}"),
+            Subject::Image(name) => write!(f, "images/{name}"),
+            Subject::Pool(name) => write!(f, "ipam/{name}"),
+            Subject::User(name) => write!(f, "users/{name}"),
         }
     }
 }
@@ -183,10 +184,10 @@ mod tests {
             (What::failed("it broke\nbadly\r\n"), "failed it broke badly  "),
             (What::trouble("the disk is slow"), "trouble the disk is slow"),
         ] {
-            assert_eq!(said(vm(), what), format!("7 2026-01-01T00:00:00.000Z vm 42 {line}"));
+            assert_eq!(said(vm(), what), format!("7 2026-01-01T00:00:00.000Z vms/42 {line}"));
         }
-        assert!(said(Subject::Node(NodeId(1)), What::Up).ends_with(" node 1 up"));
-        assert!(said(Subject::Pool("lab".into()), What::Removed).ends_with(" pool lab removed"));
+        assert!(said(Subject::Node(NodeId(1), "alpha".into()), What::Up).ends_with(" nodes/alpha up"));
+        assert!(said(Subject::Pool("lab".into()), What::Removed).ends_with(" ipam/lab removed"));
         assert!(said(Subject::Cluster, What::Created).ends_with(" cluster created"));
     }
 

@@ -94,6 +94,8 @@ pub struct State {
     nodes: OrdMap<NodeId, Node>,
     images: OrdMap<String, Image>,
     users: OrdMap<String, User>,
+    user_ids: OrdMap<UserId, String>,
+    user_uids: OrdMap<u32, String>,
     ipam: Ipam,
     /// The last applied (boot, n) of each node.
     submitters: OrdMap<NodeId, (u64, u64)>,
@@ -201,9 +203,19 @@ impl State {
         self.users.get(name)
     }
 
+    /// A user.
+    pub fn user(&self, id: UserId) -> Option<&User> {
+        self.users.get(self.user_ids.get(&id)?)
+    }
+
     /// The user with this uid on the nodes.
     pub fn user_with_uid(&self, uid: u32) -> Option<&User> {
-        self.users.values().find(|u| u.uid == Some(uid))
+        self.users.get(self.user_uids.get(&uid)?)
+    }
+
+    /// The numbers of the users, those greater than `after`, in order.
+    pub fn users_after(&self, after: UserId) -> impl Iterator<Item = UserId> {
+        self.user_ids.range((std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded)).map(|(id, _)| *id)
     }
 
     /// All users, by name.

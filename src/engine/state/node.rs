@@ -60,7 +60,7 @@ impl Node {
 
     /// Its last events, oldest first, at most [`super::HISTORY_MAX`].
     pub fn events(&self) -> impl Iterator<Item = Event> {
-        let subject = Subject::Node(self.id);
+        let subject = Subject::Node(self.id, self.name.as_str().into());
         self.history.iter().map(move |(seq, at, what)| Event { seq, at, subject: subject.clone(), what })
     }
 }
@@ -105,7 +105,8 @@ impl Work<'_> {
         node.version += 1;
         (node.changed, node.changed_seq) = (now, seq);
         node.history.push(seq, now, &what);
-        self.event(Subject::Node(id), what);
+        let subject = Subject::Node(id, node.name.as_str().into());
+        self.event(subject, what);
         Ok(Reply::Done)
     }
 }

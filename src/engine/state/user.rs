@@ -70,6 +70,14 @@ impl State {
 }
 
 impl Work<'_> {
+    pub(super) fn user_new(&mut self, called: &str, role: Role, uid: Option<u32>) -> Result<Reply, Refusal> {
+        name::check(called)?;
+        if self.state.users.contains_key(called) {
+            return Err(Refusal::exists(format!("the user '{called}' exists already; users/{called}/ctl changes it")));
+        }
+        self.user_set(called, role, uid)
+    }
+
     pub(super) fn user_set(&mut self, called: &str, role: Role, uid: Option<u32>) -> Result<Reply, Refusal> {
         name::check(called)?;
         if called == NOBODY {
@@ -97,6 +105,13 @@ impl Work<'_> {
         self.state.last_user = self.state.last_user.max(id.0);
         let user = User { id, name: called.to_owned(), role, uid, changed: self.state.now, changed_seq: self.seq };
         self.state.users.insert(called.to_owned(), user);
+        self.state.user_ids.insert(id, called.to_owned());
+        if let Some(before) = known.as_ref().and_then(|u| u.uid) {
+            self.state.user_uids.remove(&before);
+        }
+        if let Some(uid) = uid {
+            self.state.user_uids.insert(uid, called.to_owned());
+        }
         let (what, reply) =
             if known.is_some() { (What::Set, Reply::Done) } else { (What::Created, Reply::Created(id.0)) };
         self.event(Subject::User(called.into()), what);
