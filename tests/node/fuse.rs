@@ -1,14 +1,9 @@
 //! The tree over FUSE as the kernel's users meet it: blocked readers, signals, dead mounts, everyday programs.
 
-use crate::support::{Node, PATIENCE_S, await_end};
+use crate::support::{Node, PATIENCE_S, await_end, simulated};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
-
-fn simulated() -> Node {
-    let images = crate::support::images();
-    Node::with(&["--hypervisor", "simulated", "--images", images.to_str().unwrap()])
-}
 
 /// A `cat` of a file that blocks; it has opened the file and waits when this returns.
 fn blocked_cat(node: &Node, path: &str) -> Child {

@@ -8,4 +8,7 @@ mod guest;
 mod images;
 mod kills;
 mod support;
+#[path = "../table/mod.rs"]
+mod table;
+mod tables;
 mod transcripts;

@@ -238,6 +238,14 @@ impl Drop for Node {
     }
 }
 
+/// A node whose machines are simulated.
+pub fn simulated() -> Node {
+    // A host of a real size: the simulated one has no end.
+    let limits = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/node/small.toml");
+    let (limits, images) = (limits.to_str().unwrap(), images());
+    Node::with(&["--hypervisor", "simulated", "--images", images.to_str().unwrap(), "--config", limits])
+}
+
 /// SIGKILL by pid, and waits until the process is gone.
 pub fn end(pid: u32) {
     let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return };

@@ -15,6 +15,9 @@ use futures::future::Aborted;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+/// The type of a message that names files.
+const TWALK: u8 = 110;
+
 /// Why a request is refused.
 pub(super) enum Failure {
     /// The tree refused, and has noted it.
@@ -112,6 +115,10 @@ impl Session {
         let mut answer = Answerer { tag, output };
         let answered = match request {
             Err(malformed @ Malformed::UnknownType(_)) => Err(own(Code::Unsupported, malformed.to_string())),
+            // As over any other front: there is no file of such a name.
+            Err(Malformed::NotUtf8) if header.kind == TWALK => {
+                Err(own(Code::NotFound, "the name was not found: it is not UTF-8, as all names here are"))
+            }
             Err(malformed) => Err(own(Code::Invalid, malformed.to_string())),
             Ok(_) if tag == NOTAG => Err(own(Code::Invalid, "invalid tag: NOTAG is for Tversion alone")),
             Ok(request) => self.dispatch(request, &mut answer),
