@@ -8,7 +8,7 @@ pub use path::Follow;
 
 use super::field::{Cursor, DirEntry, Field, Malformed};
 use super::linux::{AT_REMOVEDIR, Attributes, getattr, mode, open};
-use super::{Data, MSIZE_MAX, MSIZE_MIN, NOFID, NONUNAME, Qid, Reply, Request, VERSION_L};
+use super::{Data, MSIZE_MAX, MSIZE_MIN, NOFID, Qid, Reply, Request, VERSION_L};
 use crate::text::Dial;
 use bytes::Bytes;
 use connection::{Answered, Connection};
@@ -146,7 +146,9 @@ impl Client {
             Reply::Version { version, .. } => return Err(ClientError::NotSpoken(version.to_owned())),
             other => return Err(unexpected(&other)),
         }
-        let attach = Request::Attach { fid: ROOT_FID, afid: NOFID, uname: "", aname, n_uname: NONUNAME };
+        // Who we are by the kernel counts, where the server can ask it; other servers believe this.
+        let n_uname = rustix::process::geteuid().as_raw();
+        let attach = Request::Attach { fid: ROOT_FID, afid: NOFID, uname: "", aname, n_uname };
         self.connection.ask(&attach).await?;
         Ok(())
     }
