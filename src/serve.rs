@@ -148,13 +148,12 @@ async fn with_engine(
     set_trace_level: SetTraceLevel,
     ends: &mut Ends,
 ) -> Result<(), ServeError> {
-    let hypervisor: Arc<dyn Hypervisor> = match config.hypervisor {
-        config::Hypervisor::Qemu => Arc::new(Qemu::new(QEMU)),
-        config::Hypervisor::Simulated => Arc::new(Simulated::default()),
-    };
-    let host = match config.hypervisor {
-        config::Hypervisor::Qemu => HostParts::detect(&agent::device_tag(data)).await,
-        config::Hypervisor::Simulated => HostParts::none(),
+    let (hypervisor, host): (Arc<dyn Hypervisor>, HostParts) = match config.hypervisor {
+        config::Hypervisor::Qemu => (Arc::new(Qemu::new(QEMU)), HostParts::detect(&agent::device_tag(data)).await),
+        config::Hypervisor::Simulated => {
+            let simulated = Arc::new(Simulated::default());
+            (simulated.clone(), HostParts::none(simulated))
+        }
     };
     let guests_uids = host.guest_uids();
     let options = agent::Options {

@@ -3,13 +3,12 @@
 //! Level-triggered: it can die at any point and be started again. Its first deed is always to find out whether a process of its VM
 //! runs that a former life left.
 
-use super::Shared;
 use super::decide::{Asked, Seen, Step, decide};
 use super::record::MachineRecord;
-use super::resources::Resource;
-use super::start::{release, remove, start};
-use crate::engine::hypervisor::{Exit, HypervisorError, Instance, Running};
-use crate::engine::state::{Command, State, Vm, VmId, VmReport};
+use super::start::{Look, end_processes, plan, release, remove, start};
+use super::{AGAIN_AFTER, Shared};
+use crate::engine::hypervisor::{Exit, HypervisorError, Instance, Record, Running};
+use crate::engine::state::{Actual, Command, State, Vm, VmId, VmReport};
 use crate::text::{Code, Refusal};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,17 +16,64 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+/// How long a hypervisor may take to do what it is told: longer than its own deadlines.
+const OBEYS_WITHIN: Duration = Duration::from_secs(30);
+/// A machine that is still there so long after it was killed is killed again.
+const KILLED_WITHIN: Duration = Duration::from_secs(10);
+
 /// A machine that an actor holds.
 struct Held {
     generation: u64,
     instance: Arc<dyn Instance>,
     running: Running,
     asked: Asked,
-    /// When its time to power off is over.
-    kill_at: Option<Instant>,
+    /// When its time to power off, or to be gone after it was killed, is over.
+    late_at: Option<Instant>,
     /// It said that it was asked to power off when this was its grace.
     grace_ms: u64,
+    /// Whether it was told to end at once.
+    killed: bool,
+    /// Why we killed it though nobody had asked for that.
+    killed_for: Option<String>,
+    /// The guest's channel is broken: it is not listened to any more.
+    guest_lost: bool,
     ended: Option<Exit>,
+}
+
+impl Held {
+    fn new(generation: u64, instance: Arc<dyn Instance>, running: Running) -> Held {
+        Held {
+            generation,
+            instance,
+            running,
+            asked: Asked::No,
+            late_at: None,
+            grace_ms: 0,
+            killed: false,
+            killed_for: None,
+            guest_lost: false,
+            ended: None,
+        }
+    }
+
+    /// Is there a time by which it is to be gone?
+    fn waits(&self) -> bool {
+        matches!(self.asked, Asked::PowerDown | Asked::Kill)
+    }
+
+    /// Its process has ended.
+    fn has_ended(&mut self, exit: Exit) {
+        self.ended = Some(match (self.killed_for.take(), exit) {
+            (Some(why), Exit::Killed | Exit::Crashed(_)) => Exit::Crashed(why),
+            (_, exit) => exit,
+        });
+    }
+}
+
+/// What the hypervisor says, if it says so in time.
+async fn in_time<T>(call: impl Future<Output = Result<T, HypervisorError>>) -> Result<T, HypervisorError> {
+    let hangs = || HypervisorError::Transient(format!("the hypervisor hangs: {}s are over", OBEYS_WITHIN.as_secs()));
+    tokio::time::timeout(OBEYS_WITHIN, call).await.unwrap_or_else(|_| Err(hangs()))
 }
 
 /// The actor of one VM.
@@ -45,24 +91,23 @@ impl Actor {
 
     /// Until there is nothing to do and nothing to watch.
     pub(super) async fn run(mut self, stop: CancellationToken) -> Result<(), String> {
-        Box::pin(self.find()).await?;
+        Box::pin(self.find(&stop)).await?;
         loop {
             if stop.is_cancelled() {
                 return Ok(());
             }
             let state = self.shared.engine.state();
             let Some(vm) = state.vm(self.id).cloned() else {
-                Box::pin(self.abandon()).await;
-                return Ok(());
+                return Box::pin(self.abandon(&stop)).await;
             };
             match self.decide(&vm) {
                 Step::Rest => return Ok(()),
                 Step::Wait | Step::Retry => {
                     // The state must not be kept while waiting: it would keep every object of it.
                     drop(state);
-                    self.wait(&vm, &stop).await;
+                    self.wait(&vm, &stop).await?;
                 }
-                step => Box::pin(self.act(step, &state, &vm)).await,
+                step => Box::pin(self.act(step, state, &vm, &stop)).await?,
             }
         }
     }
@@ -75,216 +120,318 @@ impl Actor {
         }
         if held.asked == Asked::PowerDown {
             // A later stop may have shortened the grace.
-            let grace_ms = if vm.generation == generation { vm.stop_grace_ms } else { vm.spec.grace_ms };
-            if let Some(at) = &mut held.kill_at
+            let grace_ms = grace_ms(vm, generation);
+            if let Some(at) = &mut held.late_at
                 && grace_ms < held.grace_ms
             {
-                *at -= Duration::from_millis(held.grace_ms - grace_ms);
+                *at = at.checked_sub(Duration::from_millis(held.grace_ms - grace_ms)).unwrap_or_else(Instant::now);
                 held.grace_ms = grace_ms;
             }
-            if held.kill_at.is_none_or(|at| at <= Instant::now()) {
-                held.asked = Asked::TooLate;
-            }
+        }
+        if held.waits() && held.late_at.is_none_or(|at| at <= Instant::now()) {
+            held.asked = Asked::TooLate;
         }
         decide(vm, &Seen::Machine { generation, running: held.running, asked: held.asked }, pid)
     }
 
     /// Takes back what a former life started, or clears up what is left of it.
-    async fn find(&mut self) -> Result<(), String> {
-        let record = self.shared.records.read(self.id.0).map_err(|e| format!("the record of vm {}: {e}", self.id))?;
-        let Some(MachineRecord { machine, process }) = record else { return Ok(()) };
-        match self.shared.hypervisor.adopt(&machine, process.as_ref()).await {
-            Ok(instance) => {
-                tracing::info!(vm = %self.id, generation = machine.generation, "taken back");
-                self.hold(machine.generation, instance).await;
+    async fn find(&mut self, stop: &CancellationToken) -> Result<(), String> {
+        let (process, look) = match self.shared.records.read(self.id.0) {
+            Ok(None) => return Ok(()),
+            Ok(Some(MachineRecord { machine, process })) => {
+                match in_time(self.shared.hypervisor.adopt(&machine, process.as_ref())).await {
+                    Ok(instance) => {
+                        tracing::info!(vm = %self.id, generation = machine.generation, "taken back");
+                        self.hold(machine.generation, instance).await;
+                        return Ok(());
+                    }
+                    Err(HypervisorError::Gone) => (process, Look::Known),
+                    Err(error) => {
+                        tracing::warn!(vm = %self.id, %error, "its machine can't be taken back and is ended");
+                        (process, Look::Everywhere)
+                    }
+                }
             }
             Err(error) => {
-                if error != HypervisorError::Gone {
-                    tracing::warn!(vm = %self.id, %error, "its machine can't be taken back and is ended");
-                }
-                if let Some(process) = &process {
-                    self.shared.leftovers.release(&Resource::from(process), &self.shared.host).await;
-                }
-                release(&self.shared, self.id.0).await;
+                tracing::warn!(vm = %self.id, %error, "its record can't be read, so what runs is ended");
+                (None, Look::Everywhere)
             }
+        };
+        if self.surely_ended(process.as_ref(), look, stop).await? {
+            release(&self.shared, self.id.0).await;
         }
         Ok(())
     }
 
-    async fn hold(&mut self, generation: u64, instance: Arc<dyn Instance>) {
-        self.shared.instances().insert(self.id, instance.clone());
-        let (running, ended) = match instance.running().await {
-            Ok(running) => (running, None),
-            // It has just ended, or hangs: its end will be seen, or asked for.
-            Err(_) => (Running::Running, None),
-        };
-        self.held = Some(Held { generation, instance, running, asked: Asked::No, kill_at: None, grace_ms: 0, ended });
+    /// Waits until no process of the VM is left. False: we are to stop before that.
+    async fn surely_ended(
+        &self,
+        process: Option<&Record>,
+        look: Look,
+        stop: &CancellationToken,
+    ) -> Result<bool, String> {
+        while let Err(sentence) = end_processes(&self.shared, self.id.0, process, look).await {
+            self.trouble(sentence).await?;
+            tokio::select! {
+                () = stop.cancelled() => return Ok(false),
+                () = tokio::time::sleep(AGAIN_AFTER) => {}
+            }
+        }
+        Ok(true)
     }
 
-    async fn act(&mut self, step: Step, state: &State, vm: &Vm) {
+    async fn hold(&mut self, generation: u64, instance: Arc<dyn Instance>) {
+        self.shared.instances().insert(self.id, instance.clone());
+        // One that does not say has just ended, or hangs: its end will be seen, or asked for.
+        let running = in_time(instance.running()).await.unwrap_or(Running::Running);
+        self.held = Some(Held::new(generation, instance, running));
+    }
+
+    async fn act(&mut self, step: Step, state: Arc<State>, vm: &Vm, stop: &CancellationToken) -> Result<(), String> {
         match step {
             Step::Start => self.start(state, vm).await,
             Step::PowerDown => self.power_down(vm).await,
             Step::Kill => self.kill().await,
             Step::Pause => self.set_running(Running::Paused).await,
             Step::Resume => self.set_running(Running::Running).await,
-            Step::Release(report) => {
-                self.shared.instances().remove(&self.id);
-                self.held = None;
-                release(&self.shared, self.id.0).await;
-                if let Some(report) = report {
-                    self.report(vm.generation, report).await;
-                }
-            }
+            Step::Release(report) => self.release(vm, report, stop).await,
             Step::Report(report) => self.report(vm.generation, report).await,
-            Step::Remove => {
-                if !remove(&self.shared, self.id.0).await {
-                    tracing::warn!(vm = %self.id, "not all of it could be removed; nodes/NAME/status lists what is left");
-                }
-                self.report(vm.generation, VmReport::Removed).await;
-            }
-            Step::Wait | Step::Retry | Step::Rest => {}
+            Step::Remove => self.remove(vm, stop).await,
+            Step::Wait | Step::Retry | Step::Rest => Ok(()),
         }
     }
 
-    async fn start(&mut self, state: &State, vm: &Vm) {
-        match start(&self.shared, state, vm).await {
-            Ok((machine, instance)) => {
-                let pid = instance.record().pid;
-                self.hold(machine.generation, instance).await;
-                self.report(vm.generation, VmReport::Started { pid }).await;
+    async fn start(&mut self, state: Arc<State>, vm: &Vm) -> Result<(), String> {
+        let planned = plan(&self.shared, &state, vm);
+        drop(state);
+        let started = match planned {
+            Ok(plan) => {
+                let generation = vm.generation;
+                let unwanted = self.becomes(move |vm| vm.generation != generation || vm.actual != Actual::Starting);
+                start(&self.shared, plan, unwanted).await
             }
+            Err(error) => Err(error),
+        };
+        match started {
+            Ok(Some((generation, instance))) => {
+                let pid = instance.record().pid;
+                self.hold(generation, instance).await;
+                self.report(vm.generation, VmReport::Started { pid }).await
+            }
+            Ok(None) => Ok(()),
             Err(error) => {
                 let may_retry = !matches!(error, HypervisorError::Permanent(_));
                 let sentence = match error {
-                    HypervisorError::Gone => "the machine was gone as soon as it had started".to_owned(),
+                    HypervisorError::Gone => {
+                        "the machine was gone as soon as it had started; see its log, then start it".to_owned()
+                    }
                     other => other.to_string(),
                 };
                 tracing::warn!(vm = %self.id, generation = vm.generation, %sentence, "could not be started");
-                self.report(vm.generation, VmReport::Failed { sentence, may_retry }).await;
+                self.report(vm.generation, VmReport::Failed { sentence, may_retry }).await
             }
         }
     }
 
-    async fn power_down(&mut self, vm: &Vm) {
-        let Some(held) = &mut self.held else { return };
-        held.grace_ms = if vm.generation == held.generation { vm.stop_grace_ms } else { vm.spec.grace_ms };
-        held.kill_at = Instant::now().checked_add(Duration::from_millis(held.grace_ms));
+    /// Until the VM, as it is desired and known, is like this, or is no more.
+    async fn becomes(&self, like: impl Fn(&Vm) -> bool) {
+        while self.shared.engine.state().vm(self.id).is_some_and(|vm| !like(vm)) {
+            self.changed.notified().await;
+        }
+    }
+
+    async fn power_down(&mut self, vm: &Vm) -> Result<(), String> {
+        let Some(held) = &mut self.held else { return Ok(()) };
+        let (generation, grace) = (held.generation, grace_ms(vm, held.generation));
+        held.grace_ms = grace;
+        held.late_at = Instant::now().checked_add(Duration::from_millis(grace));
         held.asked = Asked::PowerDown;
-        match held.instance.power_down().await {
-            Ok(()) | Err(HypervisorError::Gone) => {}
-            Err(error) => {
+        let (instance, late_at) = (held.instance.clone(), held.late_at);
+        let asked = tokio::select! {
+            asked = in_time(instance.power_down()) => asked,
+            () = sleep_until(late_at) => return Ok(()),
+            // It is wanted sooner.
+            () = self.becomes(|vm| grace_ms(vm, generation) < grace) => return Ok(()),
+        };
+        match (asked, &mut self.held) {
+            (Ok(()) | Err(HypervisorError::Gone), _) | (_, None) => {}
+            (Err(error), Some(held)) => {
                 tracing::warn!(vm = %self.id, %error, "can't be asked to power off, so it is killed");
                 held.asked = Asked::TooLate;
             }
         }
+        Ok(())
     }
 
-    async fn kill(&mut self) {
-        let Some(held) = &mut self.held else { return };
-        held.asked = Asked::Kill;
-        if let Err(error) = held.instance.kill().await {
-            tracing::error!(vm = %self.id, %error, "can't be killed");
-        }
-    }
-
-    async fn set_running(&mut self, wanted: Running) {
-        let Some(held) = &mut self.held else { return };
-        let done = match wanted {
-            Running::Running => held.instance.resume().await,
-            Running::Paused => held.instance.pause().await,
-        };
-        match done {
-            Ok(()) => held.running = wanted,
-            Err(HypervisorError::Gone) => held.ended = Some(held.instance.exited().await),
-            Err(error) => {
-                // A monitor that does not answer: the machine is of no use to anybody.
-                tracing::warn!(vm = %self.id, %error, "does not obey, so it is killed");
-                self.kill().await;
-                if let Some(held) = &mut self.held {
-                    held.ended = Some(Exit::Crashed(error.to_string()));
-                }
+    /// By the hypervisor; if that does not help, by the host.
+    async fn kill(&mut self) -> Result<(), String> {
+        let Some(held) = &mut self.held else { return Ok(()) };
+        let again = held.killed;
+        (held.asked, held.killed) = (Asked::Kill, true);
+        let instance = held.instance.clone();
+        let told = in_time(instance.kill()).await;
+        if again || !matches!(told, Ok(()) | Err(HypervisorError::Gone)) {
+            tracing::error!(vm = %self.id, ?told, "its hypervisor can't kill it; the host is to do it");
+            let record = instance.record();
+            if let Err(sentence) = end_processes(&self.shared, self.id.0, Some(&record), Look::Known).await {
+                self.trouble(sentence).await?;
             }
         }
+        if let Some(held) = &mut self.held {
+            held.late_at = Instant::now().checked_add(KILLED_WITHIN);
+        }
+        Ok(())
+    }
+
+    async fn set_running(&mut self, wanted: Running) -> Result<(), String> {
+        let Some(held) = &mut self.held else { return Ok(()) };
+        let done = match wanted {
+            Running::Running => in_time(held.instance.resume()).await,
+            Running::Paused => in_time(held.instance.pause()).await,
+        };
+        let Err(error) = done else {
+            held.running = wanted;
+            return Ok(());
+        };
+        if error == HypervisorError::Gone
+            && let Ok(exit) = tokio::time::timeout(OBEYS_WITHIN, held.instance.exited()).await
+        {
+            held.has_ended(exit);
+            return Ok(());
+        }
+        // A monitor that does not answer: the machine is of no use to anybody.
+        tracing::warn!(vm = %self.id, %error, "does not obey, so it is killed");
+        held.killed_for = Some(format!("it did not obey and was killed: {error}; start it"));
+        self.kill().await
+    }
+
+    /// The machine has ended: what it held is given back.
+    async fn release(&mut self, vm: &Vm, report: Option<VmReport>, stop: &CancellationToken) -> Result<(), String> {
+        let record = self.held.as_ref().map(|held| held.instance.record());
+        // Whatever the hypervisor says: a machine whose process is there must never have a successor.
+        if !self.surely_ended(record.as_ref(), Look::Known, stop).await? {
+            return Ok(());
+        }
+        self.shared.instances().remove(&self.id);
+        self.held = None;
+        release(&self.shared, self.id.0).await;
+        match report {
+            Some(report) => self.report(vm.generation, report).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The VM is to vanish; it does when nothing of it is left, since its address is free for others then.
+    async fn remove(&mut self, vm: &Vm, stop: &CancellationToken) -> Result<(), String> {
+        let Err(sentence) = remove(&self.shared, self.id.0).await else {
+            return self.report(vm.generation, VmReport::Removed).await;
+        };
+        self.trouble(sentence).await?;
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(AGAIN_AFTER) => {}
+        }
+        Ok(())
     }
 
     /// Tells the log. What it refuses as too late is looked at again.
-    async fn report(&self, generation: u64, report: VmReport) {
+    async fn report(&self, generation: u64, report: VmReport) -> Result<(), String> {
         let command = Command::VmReport { vm: self.id, generation, report };
         match self.shared.report(command).await {
-            Ok(()) | Err(Refusal { code: Code::Stale | Code::NotFound, .. }) => {}
-            Err(refusal) => tracing::error!(vm = %self.id, %refusal, "a report was refused"),
+            Ok(()) | Err(Refusal { code: Code::Stale | Code::NotFound, .. }) => Ok(()),
+            Err(refusal) => Err(format!("a report was refused: {refusal}")),
         }
     }
 
-    /// Until the VM changes, its machine ends or answers, or a deadline passes.
-    async fn wait(&mut self, vm: &Vm, stop: &CancellationToken) {
+    /// A line in the VM's `error`, unless it is there already.
+    async fn trouble(&self, sentence: String) -> Result<(), String> {
+        let state = self.shared.engine.state();
+        let Some(vm) = state.vm(self.id).filter(|vm| vm.error.as_deref() != Some(&sentence)) else { return Ok(()) };
+        let generation = vm.generation;
+        drop(state);
+        self.report(generation, VmReport::Trouble { sentence }).await
+    }
+
+    /// Until the VM changes, its machine ends or answers, or a deadline passes. What is done then is boxed: the waiting is long.
+    async fn wait(&mut self, vm: &Vm, stop: &CancellationToken) -> Result<(), String> {
         let now = Instant::now();
         let retry = vm.retry_at_ms.filter(|_| self.held.is_none()).map(|at_ms| {
             // Counted from the failure by this host's own clock: nobody else's clock matters.
             now + Duration::from_millis(at_ms.saturating_sub(vm.changed.millis()))
         });
-        let (exit, ready, kill_at) = match &self.held {
+        let (exit, ready, late_at) = match &self.held {
             Some(held) => {
                 let (watched, asked) = (held.instance.clone(), held.instance.clone());
-                let wants = held.generation == vm.generation && !vm.guest_ready && vm.pid.is_some();
+                let knows = vm.guest_ready || vm.pid.is_none() || held.guest_lost;
+                let wants = held.generation == vm.generation && !knows;
                 (
                     Some(async move { watched.exited().await }),
                     wants.then_some(async move { asked.guest_ready().await }),
-                    held.kill_at,
+                    held.late_at.filter(|_| held.waits()),
                 )
             }
             None => (None, None, None),
         };
-        let deadline = kill_at.filter(|_| self.held.as_ref().is_some_and(|h| h.asked == Asked::PowerDown)).or(retry);
         tokio::select! {
-            () = self.changed.notified() => {}
-            () = stop.cancelled() => {}
+            () = self.changed.notified() => Ok(()),
+            () = stop.cancelled() => Ok(()),
             exit = or_never(exit) => {
                 if let Some(held) = &mut self.held {
-                    held.ended = Some(exit);
+                    held.has_ended(exit);
                 }
+                Ok(())
             }
-            ready = or_never(ready) => match ready {
-                Ok(()) => self.guest_is_ready(vm.generation).await,
-                // The channel is gone, and so will be the machine; a guest that breaks its channel has none.
-                Err(_) => self.wait_without_guest(stop).await,
+            ready = or_never(ready) => Box::pin(self.guest_says(vm.generation, ready)).await,
+            () = sleep_until(late_at.or(retry)) => match retry {
+                Some(_) => Box::pin(self.report(vm.generation, VmReport::RetryDue)).await,
+                None => Ok(()),
             },
-            () = sleep_until(deadline) => {
-                if retry.is_some() {
-                    self.report(vm.generation, VmReport::RetryDue).await;
-                }
-            }
         }
     }
 
-    /// A guest that was asked to power off while it still booted has not heard it: it is asked again.
-    async fn guest_is_ready(&mut self, generation: u64) {
-        self.report(generation, VmReport::GuestReady).await;
-        let Some(held) = self.held.as_ref().filter(|h| h.asked == Asked::PowerDown) else { return };
-        if let Err(error) = held.instance.power_down().await {
+    async fn guest_says(&mut self, generation: u64, ready: Result<(), HypervisorError>) -> Result<(), String> {
+        let Some(held) = &mut self.held else { return Ok(()) };
+        if ready.is_err() {
+            // The channel is gone, and so will be the machine; a guest that breaks its channel has none.
+            held.guest_lost = true;
+            return Ok(());
+        }
+        let (asked, instance) = (held.asked, held.instance.clone());
+        let (late_at, grace) = (held.late_at, held.grace_ms);
+        self.report(generation, VmReport::GuestReady).await?;
+        if asked != Asked::PowerDown {
+            return Ok(());
+        }
+        // A guest that was asked to power off while it still booted has not heard it: it is asked again.
+        let asked = tokio::select! {
+            asked = in_time(instance.power_down()) => asked,
+            () = sleep_until(late_at) => Ok(()),
+            () = self.becomes(|vm| grace_ms(vm, generation) < grace) => Ok(()),
+        };
+        if let Err(error) = asked {
             tracing::debug!(vm = %self.id, %error, "can't be asked again to power off; its grace goes on");
         }
-    }
-
-    async fn wait_without_guest(&mut self, stop: &CancellationToken) {
-        let Some(held) = &mut self.held else { return };
-        let instance = held.instance.clone();
-        tokio::select! {
-            () = self.changed.notified() => {}
-            () = stop.cancelled() => {}
-            exit = instance.exited() => held.ended = Some(exit),
-        }
+        Ok(())
     }
 
     /// The VM is no more: nothing of it may stay.
-    async fn abandon(&mut self) {
+    async fn abandon(&mut self, stop: &CancellationToken) -> Result<(), String> {
         if let Some(held) = self.held.take() {
             self.shared.instances().remove(&self.id);
-            self.shared.leftovers.release(&Resource::from(&held.instance.record()), &self.shared.host).await;
+            if !self.surely_ended(Some(&held.instance.record()), Look::Known, stop).await? {
+                return Ok(());
+            }
         }
-        remove(&self.shared, self.id.0).await;
+        if let Err(why) = remove(&self.shared, self.id.0).await {
+            tracing::warn!(vm = %self.id, why, "of a vm that is no more");
+        }
+        Ok(())
     }
+}
+
+/// How long the end of this generation's machine may take.
+fn grace_ms(vm: &Vm, generation: u64) -> u64 {
+    if vm.generation == generation { vm.stop_grace_ms } else { vm.spec.grace_ms }
 }
 
 async fn or_never<T>(future: Option<impl Future<Output = T>>) -> T {
@@ -298,5 +445,23 @@ async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A hundred thousand machines on one host are a hundred thousand of these, almost all of them waiting.
+    const ACTOR_BYTES_MAX: usize = 1_024;
+
+    fn bytes_of<F: Future>(_: impl FnOnce(Actor, CancellationToken) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn an_actor_that_waits_is_small() {
+        let bytes = bytes_of(Actor::run);
+        assert!(bytes <= ACTOR_BYTES_MAX, "{bytes} bytes");
     }
 }

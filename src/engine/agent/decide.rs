@@ -98,9 +98,10 @@ fn end(asked: Asked, at_once: bool) -> Step {
 
 fn with_machine(vm: &Vm, running: Running, asked: Asked, pid: u32) -> Step {
     match vm.actual {
-        Actual::Starting => Step::Report(VmReport::Started { pid }),
         Actual::Stopping => end(asked, vm.stop_grace_ms == 0),
-        // Killed by us and not wanted any more: an end that nobody asked for is reported as such.
+        // It did not obey.
+        _ if matches!(asked, Asked::Kill | Asked::TooLate) => end(asked, true),
+        Actual::Starting => Step::Report(VmReport::Started { pid }),
         Actual::Running | Actual::Paused => match (vm.desired, running, vm.actual) {
             (Desired::Paused, Running::Running, _) => Step::Pause,
             (Desired::Running, Running::Paused, _) => Step::Resume,
@@ -117,7 +118,7 @@ fn without(vm: &Vm) -> Step {
     match vm.actual {
         Actual::Starting => Step::Start,
         Actual::Running | Actual::Paused => Step::Report(VmReport::Failed {
-            sentence: "its process is gone, and nobody saw it end; the host's log may say more".to_owned(),
+            sentence: "its process is gone, and nobody saw it end: the host's log may say more; start it".to_owned(),
             may_retry: true,
         }),
         Actual::Stopping => Step::Report(VmReport::Ended),

@@ -16,7 +16,7 @@ mod start;
 pub mod supervisor;
 
 pub use resources::{Leftovers, Resource};
-pub use supervisor::{Policy, Supervisor};
+pub use supervisor::{Policy, Supervisor, WeakSupervisor};
 
 use super::Engine;
 use super::LocalHost;
@@ -26,6 +26,7 @@ use super::state::{By, Command, NodeId, VmId};
 use crate::text::{Code, Refusal};
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use reconciler::ActorOf;
 use record::Records;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
@@ -33,10 +34,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::Notify;
 
 /// The first pause after a submission that could not be made; it doubles up to [`SUBMIT_PAUSE_MOST`].
 const SUBMIT_PAUSE_FIRST: Duration = Duration::from_millis(100);
+/// How soon what the host refused is tried again: it says nothing when what was busy comes free.
+const AGAIN_AFTER: Duration = Duration::from_secs(30);
 /// See [`SUBMIT_PAUSE_FIRST`].
 const SUBMIT_PAUSE_MOST: Duration = Duration::from_secs(5);
 
@@ -97,10 +99,10 @@ struct Shared {
     image_faults: Vec<String>,
     records: Records,
     leftovers: Leftovers,
-    supervisor: Supervisor,
+    supervisor: WeakSupervisor,
     options: Options,
-    /// Actors that run, and how each is woken.
-    actors: Mutex<HashMap<VmId, Arc<Notify>>>,
+    /// The VMs that have, or had, an actor.
+    actors: Mutex<HashMap<VmId, ActorOf>>,
     actors_made: AtomicU64,
     /// Machines that run, for those who want their consoles.
     instances: Mutex<HashMap<VmId, Arc<dyn Instance>>>,
@@ -177,7 +179,7 @@ impl Agent {
             image_faults,
             records,
             leftovers,
-            supervisor,
+            supervisor: supervisor.downgrade(),
             options,
             actors: Mutex::default(),
             actors_made: AtomicU64::new(0),
@@ -191,10 +193,11 @@ impl Agent {
     /// Says that the node goes down. The machines run on; the tasks are the supervisor's.
     ///
     /// # Errors
-    /// The log does not take it.
+    /// The log does not take it, or the host's bridges can't be removed.
     pub async fn stop(&self) -> Result<(), Refusal> {
-        self.0.host.net.remove_idle_bridges().await.map_err(|e| Refusal::fault(e.to_string()))?;
-        self.0.engine.submit(By::Agent, vec![Command::NodeDown]).await.map(drop)
+        let tidied = self.0.host.net.remove_idle_bridges().await.map_err(|e| Refusal::fault(e.to_string()));
+        self.0.engine.submit(By::Agent, vec![Command::NodeDown]).await?;
+        tidied
     }
 
     /// What could not be given back.
@@ -240,7 +243,7 @@ impl LocalHost for Agent {
         for (resource, why) in shared.leftovers.list() {
             line("leftover", format!("{resource}: {why}"));
         }
-        for task in shared.supervisor.lines() {
+        for task in shared.supervisor.upgrade().map(|s| s.lines()).unwrap_or_default() {
             line("task", task);
         }
         lines

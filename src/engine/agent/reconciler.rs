@@ -5,17 +5,40 @@ use super::actor::Actor;
 use super::resources::Resource;
 use super::start::{release, remove};
 use super::supervisor::Policy;
-use super::{AgentError, Shared};
-use crate::engine::state::{Actual, State, Vm, VmId};
-use std::collections::BTreeSet;
+use super::{AGAIN_AFTER, AgentError, Shared};
+use crate::engine::state::{Actual, Command, Desired, State, Vm, VmId, VmReport};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-/// How often what could not be given back is tried again.
-const LEFTOVERS_EVERY: Duration = Duration::from_secs(30);
+/// Who looks after a VM.
+pub(super) enum ActorOf {
+    /// An actor, which is woken so.
+    Runs(Arc<Notify>),
+    /// None: the last one failed too often, when this was wanted. Something else to do is worth another try.
+    GivenUp {
+        /// Its name.
+        task: String,
+        /// What it was to do.
+        wanted: Wanted,
+    },
+}
+
+/// What a user changes when he wants something else of a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Wanted {
+    desired: Desired,
+    generation: u64,
+    stop_grace_ms: u64,
+}
+
+impl Wanted {
+    fn of(vm: &Vm) -> Wanted {
+        Wanted { desired: vm.desired, generation: vm.generation, stop_grace_ms: vm.stop_grace_ms }
+    }
+}
 
 /// Is there something for an actor to do or to watch?
 fn needs_actor(shared: &Shared, vm: &Vm) -> bool {
@@ -36,7 +59,8 @@ pub(super) fn start(shared: &Arc<Shared>) -> Result<(), String> {
             }
         }
     };
-    shared.supervisor.start("reconciler", Policy::VITAL, follow)?;
+    let Some(supervisor) = shared.supervisor.upgrade() else { return Ok(()) };
+    supervisor.start("reconciler", Policy::VITAL, follow)?;
     let weak = Arc::downgrade(shared);
     let retry = move |stop: CancellationToken| {
         let shared = weak.upgrade();
@@ -45,13 +69,12 @@ pub(super) fn start(shared: &Arc<Shared>) -> Result<(), String> {
             loop {
                 tokio::select! {
                     () = stop.cancelled() => return Ok(()),
-                    // A real deadline: the host says nothing when a busy resource comes free.
-                    () = tokio::time::sleep(LEFTOVERS_EVERY) => shared.leftovers.retry(&shared.host).await,
+                    () = tokio::time::sleep(AGAIN_AFTER) => shared.leftovers.retry(&shared.host).await,
                 }
             }
         }
     };
-    shared.supervisor.start("leftovers", Policy::VITAL, retry)
+    supervisor.start("leftovers", Policy::VITAL, retry)
 }
 
 async fn follow(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), String> {
@@ -68,7 +91,7 @@ async fn follow(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), St
         for (before, _) in known.vms_changed_since(&state) {
             // Removed ones: an actor that is still there looks again and ends.
             if let Some(vm) = before.filter(|vm| state.vm(vm.id).is_none()) {
-                notify(shared, vm.id);
+                removed(shared, vm.id);
             }
         }
         known = state;
@@ -79,22 +102,43 @@ async fn follow(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), St
     }
 }
 
-fn notify(shared: &Shared, id: VmId) -> bool {
-    let actors = shared.actors.lock().unwrap_or_else(PoisonError::into_inner);
-    actors.get(&id).map(|changed| changed.notify_one()).is_some()
+fn actors(shared: &Shared) -> MutexGuard<'_, HashMap<VmId, ActorOf>> {
+    shared.actors.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// For a VM that is no more.
+fn removed(shared: &Shared, id: VmId) {
+    let mut actors = actors(shared);
+    match actors.get(&id) {
+        Some(ActorOf::Runs(changed)) => changed.notify_one(),
+        Some(ActorOf::GivenUp { .. }) => drop(actors.remove(&id)),
+        None => {}
+    }
 }
 
 /// Wakes the VM's actor, or starts one if it needs one.
 fn wake(shared: &Arc<Shared>, vm: &Vm) -> Result<(), String> {
-    if notify(shared, vm.id) || !needs_actor(shared, vm) {
-        return Ok(());
+    let mut actors = actors(shared);
+    match actors.get(&vm.id) {
+        Some(ActorOf::Runs(changed)) => {
+            changed.notify_one();
+            return Ok(());
+        }
+        Some(ActorOf::GivenUp { wanted, .. }) if *wanted == Wanted::of(vm) => return Ok(()),
+        Some(ActorOf::GivenUp { task, .. }) => {
+            shared.supervisor.upgrade().iter().for_each(|supervisor| supervisor.forget(task));
+            actors.remove(&vm.id);
+        }
+        None => {}
     }
-    start_actor(shared, vm.id)
+    drop(actors);
+    if needs_actor(shared, vm) { start_actor(shared, vm.id) } else { Ok(()) }
 }
 
 fn start_actor(shared: &Arc<Shared>, id: VmId) -> Result<(), String> {
+    let Some(supervisor) = shared.supervisor.upgrade() else { return Ok(()) };
     let changed = Arc::new(Notify::new());
-    shared.actors.lock().unwrap_or_else(PoisonError::into_inner).insert(id, changed.clone());
+    actors(shared).insert(id, ActorOf::Runs(changed.clone()));
     let weak = Arc::downgrade(shared);
     let start = move |stop: CancellationToken| {
         let (shared, changed) = (weak.upgrade(), changed.clone());
@@ -102,8 +146,8 @@ fn start_actor(shared: &Arc<Shared>, id: VmId) -> Result<(), String> {
             let Some(shared) = shared else { return Ok(()) };
             loop {
                 Actor::new(shared.clone(), id, changed.clone()).run(stop.clone()).await?;
-                // Under the lock that `notify` takes: a change either finds this actor, or finds that there is none.
-                let mut actors = shared.actors.lock().unwrap_or_else(PoisonError::into_inner);
+                // Under the lock that `wake` takes: a change either finds this actor, or finds that there is none.
+                let mut actors = actors(&shared);
                 let state = shared.engine.state();
                 if stop.is_cancelled() || !state.vm(id).is_some_and(|vm| needs_actor(&shared, vm)) {
                     actors.remove(&id);
@@ -114,7 +158,35 @@ fn start_actor(shared: &Arc<Shared>, id: VmId) -> Result<(), String> {
     };
     // A name of its own for each: the last one's may not be quite gone.
     let nth = shared.actors_made.fetch_add(1, Ordering::Relaxed);
-    shared.supervisor.start(&format!("vm/{id}/{nth}"), Policy::ACTOR, start)
+    let task = format!("vm/{id}/{nth}");
+    let (weak, name) = (Arc::downgrade(shared), task.clone());
+    let given_up = move |failure| async move {
+        if let Some(shared) = weak.upgrade() {
+            give_up(&shared, id, name, failure).await;
+        }
+    };
+    let started = supervisor.start_and_tell(&task, Policy::ACTOR, start, given_up);
+    if started.is_err() {
+        actors(shared).remove(&id);
+    }
+    started
+}
+
+/// The VM's actor has failed too often. Its machine, if there is one, goes on, and the VM's status says so.
+async fn give_up(shared: &Shared, id: VmId, task: String, failure: String) {
+    let state = shared.engine.state();
+    let Some(vm) = state.vm(id) else { return removed(shared, id) };
+    let (generation, wanted) = (vm.generation, Wanted::of(vm));
+    drop(state);
+    actors(shared).insert(id, ActorOf::GivenUp { task, wanted });
+    let sentence = format!(
+        "its task failed again and again and was given up: {failure}; \
+         to have it tried again, kill the vm (or start it, if it does not run), or start the node anew"
+    );
+    let report = VmReport::Trouble { sentence };
+    if let Err(refusal) = shared.report(Command::VmReport { vm: id, generation, report }).await {
+        tracing::error!(vm = %id, %refusal, "can't be told that it has no task any more");
+    }
 }
 
 /// Ends and gives back what belongs to nothing, and starts an actor wherever a former life left something.
@@ -137,10 +209,14 @@ pub(super) async fn clear_up(shared: &Arc<Shared>) -> Result<(), AgentError> {
     }
     for (record, run_dir) in shared.hypervisor.orphans(&vms_dir, &known).await {
         tracing::warn!(pid = record.pid, run_dir = %run_dir.display(), "a machine that belongs to nothing is ended");
-        shared.leftovers.release(&Resource::from(&record), &shared.host).await;
+        // Its folder is DATA/vms/ID/GENERATION.
+        let of_vm = run_dir.parent().and_then(|p| p.file_name()?.to_str()?.parse().ok()).unwrap_or(0);
+        shared.leftovers.release(&Resource::process(of_vm, &record), &shared.host).await;
     }
     for vm in shared.records.vms().map_err(failed)?.into_iter().filter(|vm| !here(*vm)) {
-        remove(shared, vm).await;
+        if let Err(why) = remove(shared, vm).await {
+            tracing::warn!(vm, why, "of a vm that is no more");
+        }
     }
     let taps = shared.host.net.taps().await?;
     for vm in taps.into_iter().chain(shared.host.cgroups.list()).filter(|vm| !recorded.contains(vm)) {

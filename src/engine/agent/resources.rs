@@ -3,18 +3,18 @@
 //! A resource is data, so that what could not be given back can be written down, shown, and tried again, also by the
 //! next life of this process. Giving back is idempotent.
 
-use crate::engine::host::process::Process;
 use crate::engine::host::{HostError, HostParts};
 use crate::engine::hypervisor::Record;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
-/// How long a killed process may take to be gone.
-const GONE_WITHIN: Duration = Duration::from_secs(10);
+/// How long the host may take to take a resource back: longer than any of its own deadlines.
+const TAKEN_BACK_WITHIN: Duration = Duration::from_secs(60);
 
 /// Something that a machine holds.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -27,19 +27,17 @@ pub enum Resource {
     Tap(u64),
     /// A disk.
     Disk(PathBuf),
-    /// A process.
+    /// A process of the VM. While there is one, no other may be started.
     Process {
-        /// Its number.
+        /// The VM.
+        vm: u64,
+        /// The process's number.
         pid: u32,
         /// When it started.
         start_ticks: u64,
+        /// In which life of the host.
+        boot_id: String,
     },
-}
-
-impl From<&Record> for Resource {
-    fn from(record: &Record) -> Resource {
-        Resource::Process { pid: record.pid, start_ticks: record.start_ticks }
-    }
 }
 
 impl fmt::Display for Resource {
@@ -49,17 +47,28 @@ impl fmt::Display for Resource {
             Resource::Cgroup(vm) => write!(f, "cgroup of vm {vm}"),
             Resource::Tap(vm) => write!(f, "tap of vm {vm}"),
             Resource::Disk(path) => write!(f, "disk {}", path.display()),
-            Resource::Process { pid, .. } => write!(f, "process {pid}"),
+            Resource::Process { vm, pid, .. } => write!(f, "process {pid} of vm {vm}"),
         }
     }
 }
 
 impl Resource {
+    /// A machine's process.
+    pub(super) fn process(vm: u64, record: &Record) -> Resource {
+        let Record { pid, start_ticks, boot_id } = record.clone();
+        Resource::Process { vm, pid, start_ticks, boot_id }
+    }
+
     /// Gives it back.
     ///
     /// # Errors
-    /// The host refuses.
+    /// The host refuses, or takes too long.
     pub async fn release(&self, host: &HostParts) -> Result<(), HostError> {
+        let given_back = tokio::time::timeout(TAKEN_BACK_WITHIN, self.give_back(host)).await;
+        given_back.unwrap_or_else(|_| Err(HostError(format!("not done within {}s", TAKEN_BACK_WITHIN.as_secs()))))
+    }
+
+    async fn give_back(&self, host: &HostParts) -> Result<(), HostError> {
         match self {
             Resource::Folder(path) => match std::fs::remove_dir_all(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => Err(HostError::io(path.display(), error)),
@@ -68,14 +77,8 @@ impl Resource {
             Resource::Cgroup(vm) => host.cgroups.remove(*vm),
             Resource::Tap(vm) => host.net.remove_tap(*vm).await,
             Resource::Disk(path) => host.disks.remove(path).await,
-            Resource::Process { pid, start_ticks } => {
-                let failed = |e: io::Error| HostError::io(format!("process {pid}"), e);
-                let Some(process) = Process::open(*pid, *start_ticks).map_err(failed)? else { return Ok(()) };
-                process.kill().map_err(failed)?;
-                let gone = tokio::time::timeout(GONE_WITHIN, process.ended()).await;
-                gone.map_err(|_| {
-                    HostError(format!("process {pid} was killed and is still there after {}s", GONE_WITHIN.as_secs()))
-                })
+            Resource::Process { pid, start_ticks, boot_id, .. } => {
+                host.processes.end(*pid, *start_ticks, boot_id).await
             }
         }
     }
@@ -86,6 +89,8 @@ impl Resource {
 pub struct Leftovers {
     file: PathBuf,
     list: Mutex<Vec<(Resource, String)>>,
+    /// Whoever has it may give back what is listed.
+    giving_back: Semaphore,
 }
 
 impl Leftovers {
@@ -100,11 +105,11 @@ impl Leftovers {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(error),
         };
-        Ok(Leftovers { file, list: Mutex::new(list) })
+        Ok(Leftovers { file, list: Mutex::new(list), giving_back: Semaphore::new(1) })
     }
 
     fn change(&self, change: impl FnOnce(&mut Vec<(Resource, String)>)) {
-        let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut list = self.lock();
         change(&mut list);
         let new = self.file.with_extension("new");
         let written = serde_json::to_vec(&*list)
@@ -126,12 +131,15 @@ impl Leftovers {
 
     /// Gives a resource back; one that can't be is noted. True: it is gone.
     pub async fn release(&self, resource: &Resource, host: &HostParts) -> bool {
+        // Of two who try at once, the one that fails late would note what the other has given back.
+        let _alone = if self.has(resource) { Some(self.giving_back.acquire().await) } else { None };
+        self.release_alone(resource, host).await
+    }
+
+    async fn release_alone(&self, resource: &Resource, host: &HostParts) -> bool {
         match resource.release(host).await {
             Ok(()) => {
-                let noted = self.list().iter().any(|(r, _)| r == resource);
-                if noted {
-                    self.change(|list| list.retain(|(r, _)| r != resource));
-                }
+                self.strike(resource);
                 true
             }
             Err(error) => {
@@ -141,16 +149,48 @@ impl Leftovers {
         }
     }
 
+    fn has(&self, resource: &Resource) -> bool {
+        self.lock().iter().any(|(r, _)| r == resource)
+    }
+
+    fn strike(&self, resource: &Resource) {
+        if self.has(resource) {
+            self.change(|list| list.retain(|(r, _)| r != resource));
+        }
+    }
+
     /// Tries all again.
     pub async fn retry(&self, host: &HostParts) {
         for (resource, _) in self.list() {
-            self.release(&resource, host).await;
+            let _alone = self.giving_back.acquire().await;
+            // It may have found a new use since the list was read.
+            if self.has(&resource) {
+                self.release_alone(&resource, host).await;
+            }
         }
+    }
+
+    /// What is listed is to be used again: it is not left over any more, and nobody is about to give it back.
+    pub(super) async fn claim(&self, resource: &Resource) {
+        if self.has(resource) {
+            let _alone = self.giving_back.acquire().await;
+            self.strike(resource);
+        }
+    }
+
+    /// The processes of a VM that could not be ended.
+    pub(super) fn processes_of(&self, id: u64) -> Vec<Resource> {
+        let of_vm = |r: &&Resource| matches!(r, Resource::Process { vm, .. } if *vm == id);
+        self.lock().iter().map(|(r, _)| r).filter(of_vm).cloned().collect()
     }
 
     /// All of them, with why.
     pub fn list(&self) -> Vec<(Resource, String)> {
-        self.list.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<(Resource, String)>> {
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -168,7 +208,8 @@ impl<'h> Guard<'h> {
     }
 
     /// From here on this resource may be there: said before it is acquired, since an acquisition may fail half-way.
-    pub(super) fn holds(&mut self, resource: Resource) {
+    pub(super) async fn holds(&mut self, resource: Resource) {
+        self.leftovers.claim(&resource).await;
         self.held.push(resource);
     }
 

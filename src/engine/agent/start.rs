@@ -11,56 +11,77 @@ use sha2::{Digest, Sha256};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a start may take, in all: longer than the deadlines of its parts that matter, together.
+const START_WITHIN: Duration = Duration::from_secs(180);
 
 fn io_failed(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> HypervisorError {
-    move |e| HypervisorError::Transient(format!("{what}: {e}"))
+    move |e| host_failed(what)(HostError(e.to_string()))
 }
 
-fn host_failed(error: HostError) -> HypervisorError {
-    HypervisorError::Transient(error.0)
+fn host_failed(what: impl std::fmt::Display) -> impl FnOnce(HostError) -> HypervisorError {
+    move |e| HypervisorError::Transient(format!("{what} could not be made: {e}; mend that, then start it"))
 }
 
-/// Starts the VM's generation. On an error everything is given back, or listed as left over.
+/// What a start needs to know.
+pub(super) struct Plan {
+    machine: Machine,
+    network: Option<Network>,
+    disk_bytes: Option<u64>,
+}
+
+/// Starts the planned generation. On an error everything is given back, or listed as left over.
+/// None: `unwanted` came first; what was acquired is given back just the same.
 pub(super) async fn start(
     shared: &Shared,
-    state: &State,
-    vm: &Vm,
-) -> Result<(Machine, Arc<dyn Instance>), HypervisorError> {
+    plan: Plan,
+    unwanted: impl Future<Output = ()>,
+) -> Result<Option<(u64, Arc<dyn Instance>)>, HypervisorError> {
+    let (vm, generation) = (plan.machine.vm, plan.machine.generation);
+    end_processes(shared, vm, None, Look::Known).await.map_err(HypervisorError::Transient)?;
     let mut guard = Guard::new(&shared.host, &shared.leftovers);
-    match acquire(shared, state, vm, &mut guard).await {
-        Ok(started) => {
+    let acquired = tokio::select! {
+        acquired = tokio::time::timeout(START_WITHIN, acquire(shared, plan, &mut guard)) => acquired.map(Some),
+        () = unwanted => Ok(None),
+    };
+    let error = match acquired {
+        Ok(Some(Ok(instance))) => {
             guard.keep();
-            Ok(started)
+            return Ok(Some((generation, instance)));
         }
-        Err(error) => {
-            guard.undo().await;
-            // Without a process the record says nothing that is so.
-            shared.records.remove(vm.id.0).map_err(io_failed("the record"))?;
-            Err(error)
-        }
+        Ok(Some(Err(error))) => Some(error),
+        Ok(None) => None,
+        Err(_elapsed) => Some(HypervisorError::Transient(format!(
+            "it had not started within {}s; see what keeps the host busy, then start it",
+            START_WITHIN.as_secs()
+        ))),
+    };
+    // The process first: the rest is in its use. A launch that was cut off may have made one that nobody knows.
+    let process = shared.records.read(vm).ok().flatten().and_then(|record| record.process);
+    if let Err(why) = end_processes(shared, vm, process.as_ref(), Look::Everywhere).await {
+        tracing::error!(vm, why, "the process of a start that failed can't be ended");
     }
+    guard.undo().await;
+    remove_record(shared, vm);
+    error.map_or(Ok(None), Err)
 }
 
-async fn acquire(
-    shared: &Shared,
-    state: &State,
-    vm: &Vm,
-    guard: &mut Guard<'_>,
-) -> Result<(Machine, Arc<dyn Instance>), HypervisorError> {
-    let mut machine = describe(shared, state, vm)?;
-    make_run_dir(shared, &machine, guard)?;
+async fn acquire(shared: &Shared, plan: Plan, guard: &mut Guard<'_>) -> Result<Arc<dyn Instance>, HypervisorError> {
+    let Plan { mut machine, network, disk_bytes } = plan;
+    make_run_dir(shared, &machine, guard).await?;
     // From here on a next life knows what this start may have left.
     write_record(shared, &machine, None).map_err(io_failed("the record"))?;
-    machine.cgroups = make_cgroups(shared, &machine, guard)?;
-    make_tap(shared, state, vm, &mut machine, guard).await?;
-    make_disk(shared, vm, &machine).await?;
+    machine.cgroups = make_cgroups(shared, &machine, guard).await?;
+    make_tap(shared, network.as_ref(), &mut machine, guard).await?;
+    make_disk(shared, disk_bytes, &machine).await?;
     write_record(shared, &machine, None).map_err(io_failed("the record"))?;
     let spawned = |record: &Record| write_record(shared, &machine, Some(record));
-    let instance = shared.hypervisor.launch(&machine, &spawned).await?;
-    Ok((machine, instance))
+    shared.hypervisor.launch(&machine, &spawned).await
 }
 
-fn describe(shared: &Shared, state: &State, vm: &Vm) -> Result<Machine, HypervisorError> {
+/// What the VM's generation is to be made of.
+pub(super) fn plan(shared: &Shared, state: &State, vm: &Vm) -> Result<Plan, HypervisorError> {
     let (image, folder) = images::read(&shared.options.images, &vm.spec.image).map_err(HypervisorError::Permanent)?;
     let pool = state.ipam().pool(vm.spec.pool());
     let nic = vm.ip.zip(pool).map(|(address, pool)| Nic {
@@ -69,7 +90,11 @@ fn describe(shared: &Shared, state: &State, vm: &Vm) -> Result<Machine, Hypervis
         addresses: vec![(address, pool.network().prefix())],
         gateways: pool.gateway().into_iter().collect(),
     });
-    Ok(Machine {
+    let network = pool.map(|pool| Network {
+        pool: pool.id(),
+        gateway: pool.gateway().map(|gateway| (gateway, pool.network().prefix())),
+    });
+    let machine = Machine {
         vm: vm.id.0,
         generation: vm.generation,
         uuid: uuid(state.cluster().unwrap_or_default(), vm.id.0),
@@ -83,7 +108,8 @@ fn describe(shared: &Shared, state: &State, vm: &Vm) -> Result<Machine, Hypervis
         run_dir: shared.records.run_dir(vm.id.0, vm.generation),
         run_as: shared.host.guest_ids(vm.id.0),
         cgroups: Vec::new(),
-    })
+    };
+    Ok(Plan { machine, network, disk_bytes: vm.spec.disk_bytes })
 }
 
 /// 52:54:00 is QEMU's part of the addresses that everybody may give; the rest is the VM's number.
@@ -105,7 +131,7 @@ fn uuid(cluster: &str, vm: u64) -> String {
     format!("{}-{}-{}-{}-{}", part(0, 8), part(8, 12), part(12, 16), part(16, 20), part(20, 32))
 }
 
-fn make_run_dir(shared: &Shared, machine: &Machine, guard: &mut Guard<'_>) -> Result<(), HypervisorError> {
+async fn make_run_dir(shared: &Shared, machine: &Machine, guard: &mut Guard<'_>) -> Result<(), HypervisorError> {
     let of_vm = shared.records.of(machine.vm);
     let failed = |path: &std::path::Path| io_failed(path.display().to_string());
     std::fs::create_dir_all(&of_vm).map_err(failed(&of_vm))?;
@@ -117,7 +143,7 @@ fn make_run_dir(shared: &Shared, machine: &Machine, guard: &mut Guard<'_>) -> Re
             std::fs::remove_dir_all(entry.path()).map_err(failed(&entry.path()))?;
         }
     }
-    guard.holds(Resource::Folder(machine.run_dir.clone()));
+    guard.holds(Resource::Folder(machine.run_dir.clone())).await;
     std::fs::DirBuilder::new().mode(0o700).create(&machine.run_dir).map_err(failed(&machine.run_dir))
 }
 
@@ -125,53 +151,94 @@ fn write_record(shared: &Shared, machine: &Machine, process: Option<&Record>) ->
     shared.records.write(&MachineRecord { machine: machine.clone(), process: process.cloned() })
 }
 
-fn make_cgroups(
+async fn make_cgroups(
     shared: &Shared,
     machine: &Machine,
     guard: &mut Guard<'_>,
 ) -> Result<Vec<std::path::PathBuf>, HypervisorError> {
-    guard.holds(Resource::Cgroup(machine.vm));
-    shared.host.cgroups.make(machine.vm, machine.memory_bytes).map_err(host_failed)
+    guard.holds(Resource::Cgroup(machine.vm)).await;
+    shared.host.cgroups.make(machine.vm, machine.memory_bytes).map_err(host_failed("its cgroup"))
 }
 
 async fn make_tap(
     shared: &Shared,
-    state: &State,
-    vm: &Vm,
+    network: Option<&Network>,
     machine: &mut Machine,
     guard: &mut Guard<'_>,
 ) -> Result<(), HypervisorError> {
-    let (Some(pool), Some(nic)) = (state.ipam().pool(vm.spec.pool()), &mut machine.nic) else { return Ok(()) };
-    guard.holds(Resource::Tap(machine.vm));
-    let network = Network { pool: pool.id(), gateway: pool.gateway().map(|g| (g, pool.network().prefix())) };
+    let (Some(network), Some(nic)) = (network, &mut machine.nic) else { return Ok(()) };
+    guard.holds(Resource::Tap(machine.vm)).await;
     let owner = machine.run_as.map(|(uid, _)| uid);
-    nic.tap = shared.host.net.make_tap(machine.vm, &network, owner).await.map_err(host_failed)?;
+    nic.tap = shared.host.net.make_tap(machine.vm, network, owner).await.map_err(host_failed("its tap"))?;
     Ok(())
 }
 
 /// The disk stays when a start fails: it has the user's data.
-async fn make_disk(shared: &Shared, vm: &Vm, machine: &Machine) -> Result<(), HypervisorError> {
-    let (Some(path), Some(bytes)) = (&machine.disk, vm.spec.disk_bytes) else { return Ok(()) };
-    shared.host.disks.make(path, bytes, machine.run_as).await.map_err(host_failed)
+async fn make_disk(shared: &Shared, bytes: Option<u64>, machine: &Machine) -> Result<(), HypervisorError> {
+    let (Some(path), Some(bytes)) = (&machine.disk, bytes) else { return Ok(()) };
+    shared.host.disks.make(path, bytes, machine.run_as).await.map_err(host_failed("its disk"))
 }
 
-/// Gives back what a machine held whose process is gone. Its console's log and its disk stay.
-pub(super) async fn release(shared: &Shared, vm: u64) {
-    for resource in [Resource::Cgroup(vm), Resource::Tap(vm)] {
-        shared.leftovers.release(&resource, &shared.host).await;
+/// Where processes of a VM are looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Look {
+    /// Those that are known: the one that is given, and those left over.
+    Known,
+    /// And those that no record names.
+    Everywhere,
+}
+
+/// Ends every process of a VM. The error, a sentence, names one that can't be ended; it is listed as left over, and nothing may be
+/// started in its stead.
+pub(super) async fn end_processes(shared: &Shared, vm: u64, known: Option<&Record>, look: Look) -> Result<(), String> {
+    let mut found = shared.leftovers.processes_of(vm);
+    found.extend(known.map(|record| Resource::process(vm, record)));
+    if look == Look::Everywhere {
+        let unrecorded = shared.hypervisor.orphans(&shared.records.of(vm), &[]).await;
+        found.extend(unrecorded.iter().map(|(record, _)| Resource::process(vm, record)));
     }
+    found.sort();
+    found.dedup();
+    let mut stays = None;
+    for process in found {
+        if !shared.leftovers.release(&process, &shared.host).await {
+            stays = Some(process);
+        }
+    }
+    let Some(process) = stays else { return Ok(()) };
+    let why = shared.leftovers.list().into_iter().find(|(r, _)| *r == process).map(|(_, why)| why).unwrap_or_default();
+    Err(format!("{process} can't be ended: {why}; it is tried again, and the vm can't be started before it is gone"))
+}
+
+fn remove_record(shared: &Shared, vm: u64) {
     if let Err(error) = shared.records.remove(vm) {
         tracing::warn!(vm, %error, "the record can't be removed; the next start will find that nothing runs");
     }
 }
 
-/// Removes everything of a VM. False: something is left over, and noted.
-pub(super) async fn remove(shared: &Shared, vm: u64) -> bool {
-    release(shared, vm).await;
+/// Gives back what a machine held whose process is gone. Its console's log and its disk stay. False: something is left over.
+pub(super) async fn release(shared: &Shared, vm: u64) -> bool {
+    let cgroup = shared.leftovers.release(&Resource::Cgroup(vm), &shared.host).await;
+    let tap = shared.leftovers.release(&Resource::Tap(vm), &shared.host).await;
+    remove_record(shared, vm);
+    cgroup && tap
+}
+
+/// Removes everything of a VM.
+///
+/// # Errors
+/// Something is left over, and listed: a sentence.
+pub(super) async fn remove(shared: &Shared, vm: u64) -> Result<(), String> {
+    // Its disk and its address are its own as long as it runs.
+    end_processes(shared, vm, None, Look::Known).await?;
+    let released = release(shared, vm).await;
     let of_vm = shared.records.of(vm);
     let disk = shared.leftovers.release(&Resource::Disk(of_vm.join("disk.qcow2")), &shared.host).await;
     let folder = shared.leftovers.release(&Resource::Folder(of_vm), &shared.host).await;
-    disk && folder
+    if released && disk && folder {
+        return Ok(());
+    }
+    Err("not all of it could be removed; it is tried again, and the status of its node lists what is left".to_owned())
 }
 
 #[cfg(test)]

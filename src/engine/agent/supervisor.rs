@@ -9,7 +9,8 @@ use futures::FutureExt;
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -18,7 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// The most children of one supervisor: one a machine of a host, and some.
 pub const CHILDREN_MAX: usize = 200_000;
-/// How long a child may take to end when it is told to.
+/// How long the children may take to end when they are told to, all together.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 /// The pause before a restart: a child that fails at once must not take a whole core.
 const RESTART_PAUSE: Duration = Duration::from_millis(50);
@@ -84,6 +85,8 @@ struct Child {
 #[derive(Debug)]
 struct Shared {
     children: Mutex<BTreeMap<Arc<str>, Child>>,
+    /// How many were ever started.
+    started: AtomicU64,
     escalated: watch::Sender<Option<String>>,
     stop: CancellationToken,
 }
@@ -91,6 +94,17 @@ struct Shared {
 /// A supervisor; a clone is the same one. Its children end with [`Supervisor::stop`], or with the last clone.
 #[derive(Debug, Clone)]
 pub struct Supervisor(Arc<Shared>);
+
+/// A supervisor as its children and what they share may hold it: it does not keep them alive.
+#[derive(Debug, Clone)]
+pub struct WeakSupervisor(Weak<Shared>);
+
+impl WeakSupervisor {
+    /// The supervisor; None once it is gone.
+    pub fn upgrade(&self) -> Option<Supervisor> {
+        self.0.upgrade().map(Supervisor)
+    }
+}
 
 impl Default for Supervisor {
     fn default() -> Supervisor {
@@ -103,9 +117,15 @@ impl Supervisor {
     pub fn new() -> Supervisor {
         Supervisor(Arc::new(Shared {
             children: Mutex::default(),
+            started: AtomicU64::new(0),
             escalated: watch::Sender::new(None),
             stop: CancellationToken::new(),
         }))
+    }
+
+    /// For those whose life is the supervisor's to end.
+    pub fn downgrade(&self) -> WeakSupervisor {
+        WeakSupervisor(Arc::downgrade(&self.0))
     }
 
     fn children(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Child>> {
@@ -121,6 +141,20 @@ impl Supervisor {
         F: Fn(CancellationToken) -> R + Send + Sync + 'static,
         R: Future<Output = Result<(), String>> + Send + 'static,
     {
+        self.start_and_tell(name, policy, start, |_failure| std::future::ready(()))
+    }
+
+    /// As [`Supervisor::start`]; when the child is given up, `given_up` is told its last failure.
+    ///
+    /// # Errors
+    /// As [`Supervisor::start`].
+    pub fn start_and_tell<F, R, G, T>(&self, name: &str, policy: Policy, start: F, given_up: G) -> Result<(), String>
+    where
+        F: Fn(CancellationToken) -> R + Send + Sync + 'static,
+        R: Future<Output = Result<(), String>> + Send + 'static,
+        G: FnOnce(String) -> T + Send + 'static,
+        T: Future<Output = ()> + Send + 'static,
+    {
         let name: Arc<str> = name.into();
         let mut children = self.children();
         if children.contains_key(&name) {
@@ -129,16 +163,24 @@ impl Supervisor {
         if children.len() >= CHILDREN_MAX {
             return Err(format!("no capacity: {CHILDREN_MAX} tasks are the most"));
         }
-        let order = children.values().map(|c| c.order).max().unwrap_or(0) + 1;
+        let order = self.0.started.fetch_add(1, Ordering::Relaxed);
         let child = Child { order, health: Health::Running, restarts: 0, last_failure: None, task: None };
         children.insert(name.clone(), child);
         // A weak reference: a task must not keep the supervisor that owns it.
         let keeper = Keeper { name: name.clone(), shared: Arc::downgrade(&self.0), policy };
-        let task = AbortOnDropHandle::new(tokio::spawn(keeper.run(start, self.0.stop.child_token())));
+        let task = AbortOnDropHandle::new(tokio::spawn(keeper.run(start, given_up, self.0.stop.child_token())));
         if let Some(child) = children.get_mut(&name) {
             child.task = Some(task);
         }
         Ok(())
+    }
+
+    /// Takes a child that has been given up off the list. One that runs stays.
+    pub fn forget(&self, name: &str) {
+        let mut children = self.children();
+        if children.get(name).is_some_and(|child| child.health != Health::Running) {
+            children.remove(name);
+        }
     }
 
     /// Resolves, with the reason, when the process has to end.
@@ -174,14 +216,15 @@ impl Supervisor {
         lines
     }
 
-    /// Ends all children, the newest first, each within bounded time.
+    /// Ends all children, the newest first, all within bounded time.
     pub async fn stop(&self) {
+        let deadline = Instant::now() + STOP_WITHIN;
         self.0.stop.cancel();
         let mut children: Vec<Child> = std::mem::take(&mut *self.children()).into_values().collect();
         children.sort_by_key(|c| std::cmp::Reverse(c.order));
         for task in children.into_iter().filter_map(|c| c.task) {
             // One that does not end in time is dropped, which aborts it.
-            let _ = tokio::time::timeout(STOP_WITHIN, task).await;
+            let _ = tokio::time::timeout_at(deadline, task).await;
         }
     }
 }
@@ -189,15 +232,17 @@ impl Supervisor {
 /// Keeps one child alive.
 struct Keeper {
     name: Arc<str>,
-    shared: std::sync::Weak<Shared>,
+    shared: Weak<Shared>,
     policy: Policy,
 }
 
 impl Keeper {
-    async fn run<F, R>(self, start: F, stop: CancellationToken)
+    async fn run<F, R, G, T>(self, start: F, given_up: G, stop: CancellationToken)
     where
         F: Fn(CancellationToken) -> R + Send + Sync + 'static,
         R: Future<Output = Result<(), String>> + Send + 'static,
+        G: FnOnce(String) -> T + Send + 'static,
+        T: Future<Output = ()> + Send + 'static,
     {
         let mut restarts: VecDeque<Instant> = VecDeque::new();
         loop {
@@ -219,6 +264,10 @@ impl Keeper {
             let too_often = restarts.len() > self.policy.most;
             self.failed(&failure, too_often);
             if too_often {
+                tokio::select! {
+                    () = given_up(failure) => {}
+                    () = stop.cancelled() => {}
+                }
                 return;
             }
             tokio::time::sleep(RESTART_PAUSE).await;
@@ -261,7 +310,6 @@ fn said(panic: &(dyn std::any::Any + Send)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicU64, Ordering};
     use tokio::sync::Notify;
 
     /// Fails in turn by panic and by error, `failures` times, then runs on and says so.

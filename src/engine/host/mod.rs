@@ -11,6 +11,7 @@ pub mod process;
 pub use cgroups::{Cgroups, HostCgroups, NoCgroups};
 pub use disks::{Disks, NoDisks, QemuImg};
 pub use net::{Bridges, Net, Network, UserNet};
+pub use process::{HostProcesses, Processes};
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -30,6 +31,8 @@ impl HostError {
 /// The host as the agent uses it.
 #[derive(Clone)]
 pub struct HostParts {
+    /// Ending processes.
+    pub processes: Arc<dyn Processes>,
     /// Limits and accounting of processes.
     pub cgroups: Arc<dyn Cgroups>,
     /// Bridges and taps.
@@ -52,12 +55,12 @@ impl HostParts {
     /// What this host can do. `tag` tells the devices of this data folder from another's: at most 6 letters.
     pub async fn detect(tag: &str) -> HostParts {
         let mut missing = Vec::new();
-        let disks = Arc::new(QemuImg);
+        let (disks, processes) = (Arc::new(QemuImg), Arc::new(HostProcesses));
         if !rustix::process::geteuid().is_root() {
             missing
                 .push("not running as root: guests have no cgroups and no taps, and run as this very user".to_owned());
             let (cgroups, net) = (Arc::new(NoCgroups), Arc::new(UserNet));
-            return HostParts { cgroups, net, disks, guest_uid_base: None, missing };
+            return HostParts { processes, cgroups, net, disks, guest_uid_base: None, missing };
         }
         let cgroups: Arc<dyn Cgroups> = match HostCgroups::detect(tag) {
             Ok(cgroups) => Arc::new(cgroups),
@@ -73,13 +76,13 @@ impl HostParts {
                 Arc::new(UserNet)
             }
         };
-        HostParts { cgroups, net, disks, guest_uid_base: Some(GUEST_UID_BASE), missing }
+        HostParts { processes, cgroups, net, disks, guest_uid_base: Some(GUEST_UID_BASE), missing }
     }
 
-    /// A host that gives nothing: for machines that are simulated.
-    pub fn none() -> HostParts {
+    /// A host that gives nothing: for machines that are simulated, and so are their processes.
+    pub fn none(processes: Arc<dyn Processes>) -> HostParts {
         let (cgroups, net, disks) = (Arc::new(NoCgroups), Arc::new(UserNet), Arc::new(NoDisks));
-        HostParts { cgroups, net, disks, guest_uid_base: None, missing: Vec::new() }
+        HostParts { processes, cgroups, net, disks, guest_uid_base: None, missing: Vec::new() }
     }
 
     /// All uids that guests' processes may have; None: they have ours.

@@ -1,11 +1,16 @@
 //! Processes: which one it is, for ever; when it ends; ending it. By pidfd, never by looking at /proc again and again.
 
 use super::HostError;
+use async_trait::async_trait;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tokio::io::unix::AsyncFd;
+
+/// How long a killed process may take to be gone.
+const GONE_WITHIN: Duration = Duration::from_secs(10);
 
 /// /proc/sys/kernel/random/boot_id: another one means another life of the host.
 ///
@@ -78,6 +83,33 @@ impl Process {
         // The handle becomes readable at the end and stays so. An error here can only be the runtime's own end.
         let _ = self.handle.readable().await;
         let _ = waitid(WaitId::PidFd(self.handle.get_ref().as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+    }
+}
+
+/// Ends processes.
+#[async_trait]
+pub trait Processes: Send + Sync + 'static {
+    /// Kills the process with this pid that started then, in the life of the host with this boot_id, and returns when it is gone.
+    async fn end(&self, pid: u32, start_ticks: u64, boot: &str) -> Result<(), HostError>;
+}
+
+/// The kernel's processes.
+#[derive(Debug, Clone, Copy)]
+pub struct HostProcesses;
+
+#[async_trait]
+impl Processes for HostProcesses {
+    async fn end(&self, pid: u32, start_ticks: u64, boot: &str) -> Result<(), HostError> {
+        let failed = |e: io::Error| HostError::io(format!("process {pid}"), e);
+        // After a boot of the host another process may have both numbers.
+        if boot_id()? != boot {
+            return Ok(());
+        }
+        let Some(process) = Process::open(pid, start_ticks).map_err(failed)? else { return Ok(()) };
+        process.kill().map_err(failed)?;
+        tokio::time::timeout(GONE_WITHIN, process.ended()).await.map_err(|_| {
+            HostError(format!("process {pid} was killed and is still there after {}s", GONE_WITHIN.as_secs()))
+        })
     }
 }
 

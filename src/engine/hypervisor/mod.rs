@@ -124,6 +124,12 @@ pub struct Capabilities {
 /// Writes down which process a launch has made.
 pub type Spawned<'a> = &'a (dyn for<'r> Fn(&'r Record) -> std::io::Result<()> + Send + Sync + 'a);
 
+fn no_record(error: &std::io::Error) -> HypervisorError {
+    HypervisorError::Transient(format!(
+        "its process can't be written down: {error}; see that the data folder can be written to, then start it"
+    ))
+}
+
 /// Launches machines and takes running ones back.
 #[async_trait]
 pub trait Hypervisor: Send + Sync + 'static {

@@ -4,6 +4,7 @@
 //! processes. What is to go wrong is said beforehand, with [`Simulated::fail_launch`] and its like.
 
 use super::{Capabilities, Console, Exit, Hypervisor, HypervisorError, Instance, Machine, Record, Running, Spawned};
+use crate::engine::host::{HostError, Processes};
 use async_trait::async_trait;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,8 @@ pub struct Behaviour {
     pub boot: Duration,
     /// It never answers, and ignores the power button.
     pub hangs: bool,
+    /// From being killed to being gone.
+    pub dying: Duration,
 }
 
 #[derive(Debug)]
@@ -83,6 +86,15 @@ impl Simulated {
         found.as_ref().is_some_and(|m| m.end(exit))
     }
 
+    /// Kills the machine with this run folder, and returns when it is gone.
+    async fn kill(&self, run_dir: &Path) {
+        let dying = self.shared().machines.get(run_dir).map(|m| m.behaviour.dying);
+        if let Some(dying) = dying.filter(|dying| !dying.is_zero()) {
+            tokio::time::sleep(dying).await;
+        }
+        self.end(run_dir, Exit::Killed);
+    }
+
     /// The run folders of the machines that are there.
     pub fn machines(&self) -> Vec<PathBuf> {
         self.shared().machines.keys().cloned().collect()
@@ -143,11 +155,13 @@ impl Hypervisor for Simulated {
                 launched: tokio::time::Instant::now(),
             })
         };
-        spawned(&simulation.record)
-            .map_err(|e| HypervisorError::Transient(format!("the record can't be written: {e}")))?;
-        let mut shared = self.shared();
-        shared.machines.insert(machine.run_dir.clone(), simulation.clone());
-        shared.launches += 1;
+        // As with processes: it is there before it is written down.
+        self.shared().machines.insert(machine.run_dir.clone(), simulation.clone());
+        if let Err(error) = spawned(&simulation.record) {
+            self.end(&machine.run_dir, Exit::Killed);
+            return Err(super::no_record(&error));
+        }
+        self.shared().launches += 1;
         Ok(Arc::new(Handle { simulation, run_dir: machine.run_dir.clone(), hypervisor: self.clone() }))
     }
 
@@ -160,6 +174,17 @@ impl Hypervisor for Simulated {
         let shared = self.shared();
         let unknown = shared.machines.iter().filter(|(dir, _)| dir.starts_with(vms_dir) && !known.contains(dir));
         unknown.map(|(dir, m)| (m.record.clone(), dir.clone())).collect()
+    }
+}
+
+#[async_trait]
+impl Processes for Simulated {
+    async fn end(&self, pid: u32, _start_ticks: u64, _boot: &str) -> Result<(), HostError> {
+        let found = self.shared().machines.iter().find(|(_, m)| m.record.pid == pid).map(|(dir, _)| dir.clone());
+        if let Some(run_dir) = found {
+            self.kill(&run_dir).await;
+        }
+        Ok(())
     }
 }
 
@@ -210,7 +235,9 @@ impl Instance for Handle {
     }
 
     async fn kill(&self) -> Result<(), HypervisorError> {
-        self.hypervisor.end(&self.run_dir, Exit::Killed);
+        // It dies whether or not its agent lives to see it.
+        let (hypervisor, run_dir) = (self.hypervisor.clone(), self.run_dir.clone());
+        tokio::spawn(async move { hypervisor.kill(&run_dir).await });
         Ok(())
     }
 

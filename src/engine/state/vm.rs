@@ -321,7 +321,7 @@ impl Vm {
             }
             (VmReport::PoweredOff, Actual::Starting | Actual::Running | Actual::Paused) => Ok(self.powered_off(now)),
             (VmReport::Ended, Actual::Starting | Actual::Running | Actual::Paused) => {
-                Ok(self.fail("its process was ended, and nobody had asked for that here", true, now))
+                Ok(self.fail("its process was ended, and nobody had asked for that here; start it", true, now))
             }
             (VmReport::Failed { sentence, may_retry }, Actual::Starting | Actual::Running | Actual::Paused) => {
                 Ok(self.fail(sentence, *may_retry, now))

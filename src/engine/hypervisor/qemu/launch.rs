@@ -12,7 +12,7 @@ use super::monitor::Monitor;
 use super::{Accelerator, files, record_of};
 use crate::engine::host::command::package;
 use crate::engine::host::process::{Process, boot_id};
-use crate::engine::hypervisor::{HypervisorError, Instance, Machine, Record, Spawned};
+use crate::engine::hypervisor::{HypervisorError, Instance, Machine, Record, Spawned, no_record};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
@@ -41,7 +41,7 @@ pub(super) async fn launch(
     };
     let process = open(&record)?;
     let attached = async {
-        spawned(&record).map_err(|e| HypervisorError::Transient(format!("the record can't be written: {e}")))?;
+        spawned(&record).map_err(|error| no_record(&error))?;
         for cgroup in &machine.cgroups {
             let file = cgroup.join("cgroup.procs");
             let joined = std::fs::write(&file, pid.to_string());
