@@ -3,6 +3,7 @@
 //! Each case is one operation of a shell user; what is refused must be refused with the right errno, in a sentence that helps,
 //! and must have changed nothing. `/err` must have the sentence, whatever the front.
 
+mod attributes;
 mod cases;
 mod names;
 
@@ -25,6 +26,8 @@ pub trait Client {
     fn make_directory(&mut self, path: &[u8]) -> Result<(), Refused>;
     /// creat: makes a file that is not there.
     fn create(&mut self, path: &[u8]) -> Result<(), Refused>;
+    /// Opens a file for writing, then removes this directory, then writes to what was opened.
+    fn write_after_rmdir(&mut self, path: &[u8], directory: &[u8], data: &[u8]) -> Result<(), Refused>;
 }
 
 /// What somebody does.
@@ -131,7 +134,7 @@ fn replaced(text: &[u8], name: &[u8], value: &[u8]) -> Vec<u8> {
 /// Runs every case, and tells of all that went otherwise at once.
 pub fn run(client: &mut impl Client) {
     let places = Places::prepare(client);
-    let cases: Vec<Case> = names::cases().into_iter().chain(cases::all()).collect();
+    let cases: Vec<Case> = names::cases().into_iter().chain(cases::all()).chain(attributes::cases()).collect();
     let mut wrong = Vec::new();
     let mut before = places.seen(client);
     for case in &cases {
@@ -144,12 +147,50 @@ pub fn run(client: &mut impl Client) {
         }
         before = after;
     }
+    let machines = client.read(b"vms/list").unwrap();
+    for (file, data) in DELETED_WHILE_OPEN {
+        if let Err(why) = check_deleted(client, file, data) {
+            wrong.push(format!("{data:?} to the {file} of a VM deleted since its open\n    {why}"));
+        }
+    }
+    // (Their addresses rest, which is seen in the pool.)
+    assert_eq!(client.read(b"vms/list").unwrap(), machines, "all that was made since is deleted");
     assert!(cases.len() > 200, "the table has shrunk to {} cases", cases.len());
     assert!(wrong.is_empty(), "{} of {} cases went wrong:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
     client.remove(&places.fill(b"vms/{id}"), true).unwrap();
 }
 
+/// What is written to a VM's file that was opened before the VM was deleted.
+const DELETED_WHILE_OPEN: &[(&str, &str)] =
+    &[("ctl", "start"), ("ctl", "set name=table-y"), ("ctl", "delete"), ("ctl", "stop\nstop"), ("events", "from=1")];
+
+fn check_deleted(client: &mut impl Client, file: &str, data: &str) -> Result<(), String> {
+    let id = client.ask(b"vms/new", b"name=table-late image=tiny memory=64M").unwrap();
+    let directory = format!("vms/{}", String::from_utf8(id).unwrap().trim());
+    let before = client.read(b"err").unwrap();
+    let path = format!("{directory}/{file}");
+    let Err((errno, sentence)) = client.write_after_rmdir(path.as_bytes(), directory.as_bytes(), data.as_bytes())
+    else {
+        return Err("was taken".to_owned());
+    };
+    if errno != Code::NotFound.errno() {
+        return Err(format!("errno {errno}: {sentence:?}"));
+    }
+    check_noted(client, &before, Code::NotFound, "")
+}
+
+/// Is the sentence in `/err`, and was it not there before?
+fn check_noted(client: &mut impl Client, before: &[u8], code: Code, says: &str) -> Result<(), String> {
+    let err = client.read(b"err").unwrap();
+    if err == before {
+        return Err("/err has nothing new".to_owned());
+    }
+    let err = String::from_utf8(err).unwrap();
+    check_sentence(err.lines().last().unwrap_or_default(), code, says).map_err(|why| format!("/err: {why}"))
+}
+
 fn check(client: &mut impl Client, places: &Places, case: &Case) -> Result<(), String> {
+    let before = client.read(b"err").unwrap();
     let (path, input) = (places.fill(&case.path), places.fill(&case.input));
     let result = match case.does {
         Does::Write => client.write(&path, &input),
@@ -174,9 +215,7 @@ fn check(client: &mut impl Client, places: &Places, case: &Case) -> Result<(), S
         check_sentence(sentence, code, &says)?;
     }
     if case.noted {
-        let err = String::from_utf8(client.read(b"err").unwrap()).unwrap();
-        let last = err.lines().last().unwrap_or_default();
-        check_sentence(last, code, &says).map_err(|why| format!("/err: {why}"))?;
+        check_noted(client, &before, code, &says)?;
     }
     Ok(())
 }

@@ -288,4 +288,10 @@ impl Client for Direct {
     fn create(&mut self, path: &[u8]) -> Result<(), Refused> {
         self.make(path, Creation::File).map_err(seen)
     }
+
+    fn write_after_rmdir(&mut self, path: &[u8], directory: &[u8], data: &[u8]) -> Result<(), Refused> {
+        let handle = self.open(path, OpenMode { write: true, ..OpenMode::default() }).map_err(seen)?;
+        self.remove(directory, true)?;
+        self.runtime.block_on(write(&*handle, data)).map(drop).map_err(seen)
+    }
 }
