@@ -4,7 +4,7 @@
 
 use super::world::World;
 use blixard::clock::HybridClock;
-use blixard::engine::agent::{Agent, Options, Supervisor};
+use blixard::engine::agent::{Agent, AgentError, Options, Supervisor};
 use blixard::engine::log::MemoryLog;
 use blixard::engine::state::{Actual, By, Command, Conditions, NodeId, Reply, Restart, Vm, VmId, VmSpec, VmVerb};
 use blixard::engine::{Engine, LocalHost};
@@ -23,6 +23,7 @@ pub const RETRIED: Duration = Duration::from_secs(31);
 
 pub struct Bed {
     pub world: World,
+    pub log: MemoryLog,
     pub engine: Engine,
     pub supervisor: Supervisor,
     pub agent: Option<Agent>,
@@ -47,15 +48,20 @@ impl Bed {
         let begin = Instant::now();
         let millis = move || Ok(BEGIN_MS + u64::try_from(begin.elapsed().as_millis()).unwrap());
         let clock = Arc::new(HybridClock::new(millis, 500));
-        let engine = Engine::open(Arc::new(log), committed, clock, NodeId(1), 1).await.unwrap();
+        let engine = Engine::open(Arc::new(log.clone()), committed, clock, NodeId(1), 1).await.unwrap();
         let init = Command::Init { cluster: "test".into(), node: "alpha".into(), admin: "root".into(), admin_uid: 0 };
         engine.submit(By::Agent, vec![init]).await.unwrap();
-        let mut bed = Bed { world: World::default(), engine, supervisor: Supervisor::new(), agent: None, folder };
+        let mut bed = Bed { world: World::default(), log, engine, supervisor: Supervisor::new(), agent: None, folder };
         bed.start_agent().await;
         bed
     }
 
     pub async fn start_agent(&mut self) {
+        self.try_start_agent().await.unwrap();
+    }
+
+    /// The log may not take it.
+    pub async fn try_start_agent(&mut self) -> Result<(), AgentError> {
         let options = Options {
             node: NodeId(1),
             data: self.folder.path().join("data"),
@@ -68,7 +74,8 @@ impl Bed {
         let hypervisor = Arc::new(self.world.clone());
         let started =
             Agent::start(self.engine.clone(), hypervisor, self.world.host(), self.supervisor.clone(), options).await;
-        self.agent = Some(started.unwrap());
+        self.agent = Some(started?);
+        Ok(())
     }
 
     /// The agent is gone from one moment to the next, as if its process had been killed.
@@ -84,13 +91,18 @@ impl Bed {
 
     pub async fn stop_agent(&mut self) {
         self.supervisor.stop().await;
-        self.agent.take().unwrap().stop().await.unwrap();
+        // The log may not take it.
+        let _ = self.agent.take().unwrap().stop().await;
     }
 
     pub async fn new_vm(&self, spec: VmSpec) -> VmId {
+        self.try_new_vm(spec).await.unwrap()
+    }
+
+    pub async fn try_new_vm(&self, spec: VmSpec) -> Result<VmId, Refusal> {
         let new = Command::VmNew { name: None, spec, key: None };
-        match self.engine.submit(root(), vec![new]).await.unwrap().as_slice() {
-            [Reply::Created(id)] => VmId(*id),
+        match self.engine.submit(root(), vec![new]).await?.as_slice() {
+            [Reply::Created(id)] => Ok(VmId(*id)),
             other => panic!("{other:?}"),
         }
     }

@@ -243,6 +243,40 @@ async fn a_lying_hypervisor_gets_no_second_machine() {
     assert_eq!(bed.world.wrong(), Vec::<String>::new());
 }
 
+/// A launch that fails and leaves its process, written down or not, which can't be ended: the next start has to wait for that.
+#[tokio::test(start_paused = true)]
+async fn what_a_failed_launch_leaves_running_has_no_successor() {
+    let mut bed = Bed::new().await;
+    for recorded in [true, false] {
+        let vm = bed.new_vm(spec()).await;
+        bed.world.rule(move |_, name| match name {
+            "launch" => Some(Fault::After),
+            "record the process" if !recorded => Some(Fault::Lie),
+            "end process" => Some(Fault::Before),
+            _ => None,
+        });
+        bed.start(vm).await;
+        bed.is(vm, Actual::Failed).await;
+        let process = format!("process of vm {vm}");
+        assert!(bed.leftovers().contains(&process), "{:?}", bed.leftovers());
+        for life in 0..3 {
+            bed.start(vm).await;
+            let seen = bed.becomes(vm, "failed", |vm| vm.settled() && vm.actual == Actual::Failed).await;
+            assert!(seen.error.as_deref().unwrap().contains("can't be ended"), "{life}: {seen:?}");
+            assert!(bed.leftovers().contains(&process), "{life}: {:?}", bed.leftovers());
+            // The next life has the list of this one.
+            bed.stop_agent().await;
+            bed.start_agent().await;
+        }
+        bed.tell(vm, VmVerb::Delete).await.unwrap();
+        pass(Duration::from_secs(600)).await;
+        assert_eq!((bed.vm(vm).actual, bed.world.machines(vm.0).len()), (Actual::Deleting, 1));
+        bed.world.heal();
+        bed.is_gone(vm).await;
+        bed.nothing_left(vm, "at the end");
+    }
+}
+
 /// Nothing of a VM is given to others while a process of it may be there.
 #[tokio::test(start_paused = true)]
 async fn a_vm_is_not_gone_before_its_process_is() {

@@ -5,7 +5,10 @@
 use super::bed::{Bed, pass, spec};
 use super::world::Fault;
 use blixard::engine::hypervisor::Exit;
+use blixard::engine::log::AppendError;
+use blixard::engine::log::memory::Fault as LogFault;
 use blixard::engine::state::{Actual, Desired, Restart, Vm, VmId, VmSpec, VmVerb};
+use blixard::text::Code;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,13 +33,17 @@ impl Random {
     }
 }
 
-/// Calls take their time, before and after they have an effect, and some processes are not written down.
-fn slow_world(seed: u64) -> impl FnMut(usize, &str) -> Option<Fault> + Send {
+/// Calls take their time, before and after they have an effect, some processes are not written down, and, if `fails`, some
+/// calls fail.
+fn slow_world(seed: u64, fails: bool) -> impl FnMut(usize, &str) -> Option<Fault> + Send {
     let mut random = Random(seed ^ 0x5eed);
-    move |_, name| match random.below(8) {
-        0 | 1 => Some(Fault::Slow(random.millis(3_000))),
-        2 | 3 => Some(Fault::SlowAnswer(random.millis(3_000))),
-        4 if name == "record the process" => Some(Fault::Lie),
+    move |_, name| match random.below(if fails { 24 } else { 20 }) {
+        20 | 21 if name != "exited" => Some(Fault::Before),
+        22 if name != "exited" => Some(Fault::After),
+        23 if name != "exited" => Some(Fault::Hang),
+        0..=4 => Some(Fault::Slow(random.millis(3_000))),
+        5..=9 => Some(Fault::SlowAnswer(random.millis(3_000))),
+        10 | 11 if name == "record the process" => Some(Fault::Lie),
         _ => None,
     }
 }
@@ -44,8 +51,10 @@ fn slow_world(seed: u64) -> impl FnMut(usize, &str) -> Option<Fault> + Send {
 struct Play {
     bed: Bed,
     random: Random,
-    /// Do guests crash?
+    /// Do guests crash, and calls fail?
     crashes: bool,
+    /// Does the log?
+    log_fails: bool,
     /// How often each VM has had a reason to be launched.
     reasons: BTreeMap<VmId, usize>,
     lives: usize,
@@ -64,24 +73,38 @@ impl Play {
             9 => self.crash_guest(),
             10 | 11 => {
                 self.bed.crash_agent().await;
-                pass(self.random.millis(2_000)).await;
-                self.bed.start_agent().await;
-                self.lives += 1;
+                self.next_life().await;
             }
             12 => {
                 self.bed.stop_agent().await;
-                pass(self.random.millis(2_000)).await;
-                self.bed.start_agent().await;
-                self.lives += 1;
+                self.next_life().await;
+            }
+            13 if self.log_fails => {
+                let times = self.random.below(4);
+                let faults = (0..times).map(|_| match self.random.below(3) {
+                    0 => LogFault::Refuse(AppendError::NotDone("there is no leader".to_owned())),
+                    1 => LogFault::LoseAnswer,
+                    _ => LogFault::LoseRequest,
+                });
+                self.bed.log.inject(faults.collect::<Vec<_>>());
             }
             _ => pass(self.random.millis(4_000)).await,
+        }
+    }
+
+    async fn next_life(&mut self) {
+        pass(self.random.millis(2_000)).await;
+        self.lives += 1;
+        while let Err(error) = self.bed.try_start_agent().await {
+            assert!(self.log_fails, "{error}");
         }
     }
 
     async fn verb(&mut self) {
         if self.bed.engine.state().vms().count() < usize::try_from(VMS).unwrap() {
             let restart = if self.random.below(2) == 0 { Restart::Never } else { Restart::Always };
-            self.bed.new_vm(VmSpec { restart, grace_ms: self.random.below(4) * 1_000, ..spec() }).await;
+            let made = self.bed.try_new_vm(VmSpec { restart, grace_ms: self.random.below(4) * 1_000, ..spec() }).await;
+            assert!(made.is_ok() || self.log_fails, "{made:?}");
         }
         let Some(vm) = self.some_vm() else { return };
         let verb = match self.random.below(14) {
@@ -95,7 +118,8 @@ impl Play {
         };
         let begins = matches!(verb, VmVerb::Start | VmVerb::Restart);
         // A refusal is an answer as well: the state machine's own tests are about those.
-        if self.bed.tell(vm, verb).await.is_ok() && begins {
+        let told = self.bed.tell(vm, verb).await.map_err(|refusal| refusal.code);
+        if matches!(told, Ok(()) | Err(Code::TimedOut)) && begins {
             *self.reasons.entry(vm).or_default() += 1;
         }
     }
@@ -114,6 +138,11 @@ impl Play {
         let bed = &self.bed;
         // What has just happened is seen by now, however slow everything is.
         pass(Duration::from_secs(60)).await;
+        if self.crashes {
+            // And what was left over is given back.
+            bed.world.heal();
+            pass(Duration::from_secs(600)).await;
+        }
         let vms: Vec<Arc<Vm>> = bed.engine.state().vms().cloned().collect();
         for vm in vms {
             if vm.desired == Desired::Deleted {
@@ -133,7 +162,7 @@ impl Play {
             assert_eq!(dirs, expected, "{of}: {vm:?}");
             assert_eq!(bed.world.held(vm.id.0).len(), if runs { 3 } else { 0 }, "{of}: {vm:?}");
             let reasons = self.reasons.get(&vm.id).copied().unwrap_or_default();
-            assert!(bed.world.launches(vm.id.0) <= reasons, "{of}: launched without a reason: {vm:?}");
+            assert!(self.crashes || bed.world.launches(vm.id.0) <= reasons, "{of}: launched without a reason: {vm:?}");
             assert!(self.crashes || (vm.failures == 0 && vm.error.is_none()), "{of}: nothing had failed: {vm:?}");
         }
         // A guest that crashes while nobody is there to see that it was started is started again as it was to be.
@@ -151,10 +180,10 @@ async fn whenever_the_agent_dies_its_next_life_goes_on_where_it_was() {
     for seed in 0..SEEDS {
         println!("seed {seed}");
         let of = format!("seed {seed}");
-        let crashes = seed % 2 == 0;
-        let mut play =
-            Play { bed: Bed::new().await, random: Random(seed), crashes, reasons: BTreeMap::new(), lives: 0 };
-        play.bed.world.rule(slow_world(seed));
+        let (crashes, log_fails) = (seed % 2 == 0, seed % 3 == 0);
+        let (bed, random, reasons) = (Bed::new().await, Random(seed), BTreeMap::new());
+        let mut play = Play { bed, random, crashes, log_fails, reasons, lives: 0 };
+        play.bed.world.rule(slow_world(seed, crashes));
         for _ in 0..ACTS {
             play.act().await;
         }

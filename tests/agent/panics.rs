@@ -87,6 +87,25 @@ async fn an_actor_that_always_panics_is_given_up_and_its_vm_says_so() {
     assert_eq!((seen.actual, seen.generation, seen.pid), (Actual::Running, 1, Some(pid)));
 }
 
+/// A start that was cut off by a panic is cleared up by whoever comes next, also if that is not to start anything.
+#[tokio::test(start_paused = true)]
+async fn what_a_panic_leaves_is_given_back() {
+    let bed = Bed::new().await;
+    for victim in ["make cgroup", "make tap", "make disk", "launch", "running"] {
+        let vm = bed.new_vm(spec()).await;
+        bed.world.rule(move |_, name| (name == victim).then_some(Fault::Panic));
+        bed.start(vm).await;
+        bed.becomes(vm, "given up", |vm| vm.error.is_some()).await;
+        bed.world.heal();
+        bed.tell(vm, VmVerb::Kill).await.unwrap();
+        bed.is(vm, Actual::Stopped).await;
+        assert_eq!((bed.world.held(vm.0).len(), bed.leftovers().len()), (0, 0), "{victim}");
+        bed.tell(vm, VmVerb::Delete).await.unwrap();
+        bed.is_gone(vm).await;
+        bed.nothing_left(vm, victim);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_given_up_actor_is_made_anew_with_the_agent() {
     let mut bed = Bed::new().await;

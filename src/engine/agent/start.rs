@@ -75,7 +75,6 @@ async fn acquire(shared: &Shared, plan: Plan, guard: &mut Guard<'_>) -> Result<A
     machine.cgroups = make_cgroups(shared, &machine, guard).await?;
     make_tap(shared, network.as_ref(), &mut machine, guard).await?;
     make_disk(shared, disk_bytes, &machine).await?;
-    write_record(shared, &machine, None).map_err(io_failed("the record"))?;
     let spawned = |record: &Record| write_record(shared, &machine, Some(record));
     shared.hypervisor.launch(&machine, &spawned).await
 }
