@@ -385,4 +385,44 @@ mod tests {
         assert_eq!(count.load(Ordering::Relaxed), 51);
         assert!(supervisor.lines().is_empty(), "it ended");
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn children_that_do_not_end_cost_one_deadline_together() {
+        let supervisor = Supervisor::new();
+        for n in 0..100 {
+            supervisor.start(&format!("deaf/{n}"), Policy::ACTOR, |_| std::future::pending()).unwrap();
+        }
+        let begin = Instant::now();
+        supervisor.stop().await;
+        assert!(begin.elapsed() < STOP_WITHIN * 2, "{:?}", begin.elapsed());
+        assert!(supervisor.lines().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn children_end_with_the_last_handle_and_those_given_up_can_be_forgotten() {
+        let supervisor = Supervisor::new();
+        let (held, weak) = (Arc::new(()), supervisor.downgrade());
+        let kept = held.clone();
+        let start = move |_| {
+            let kept = kept.clone();
+            async move {
+                std::future::pending::<()>().await;
+                drop(kept);
+                Ok(())
+            }
+        };
+        supervisor.start("lasting", Policy::VITAL, start).unwrap();
+        supervisor.forget("lasting");
+        assert_eq!(supervisor.lines(), ["lasting running restarts=0"]);
+        let (told, telling) = tokio::sync::oneshot::channel();
+        let given_up = move |failure| async move { told.send(failure).unwrap() };
+        supervisor.start_and_tell("failing", Policy::ACTOR, |_| async { Err("again".to_owned()) }, given_up).unwrap();
+        assert_eq!(telling.await.unwrap(), "again");
+        supervisor.forget("failing");
+        assert_eq!(supervisor.lines(), ["lasting running restarts=0"]);
+        drop(supervisor);
+        assert!(weak.upgrade().is_none());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(Arc::strong_count(&held), 1);
+    }
 }
