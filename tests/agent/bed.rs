@@ -182,6 +182,8 @@ impl Bed {
         assert_eq!(self.world.disks(vm.0), 0, "{of}: disks");
         assert_eq!(self.leftovers(), BTreeSet::new(), "{of}");
         assert!(!self.folder.path().join("data/vms").join(vm.to_string()).exists(), "{of}: its folder");
+        let machines = ("machines".to_owned(), self.world.simulated.machines().len().to_string());
+        assert!(self.status().contains(&machines), "{of}: {:?}", self.status());
         let state = self.engine.state();
         let pool = state.ipam().pool("default").unwrap();
         assert!(pool.leases().all(|(_, lease)| lease.holder != vm.0), "{of}: its lease");

@@ -3,6 +3,7 @@
 use super::bed::{Bed, RETRIED, pass, spec};
 use super::world::Fault;
 use blixard::engine::agent::Policy;
+use blixard::engine::hypervisor::Exit;
 use blixard::engine::state::{Actual, VmVerb};
 
 fn task_lines(bed: &Bed) -> Vec<String> {
@@ -104,6 +105,25 @@ async fn what_a_panic_leaves_is_given_back() {
         bed.is_gone(vm).await;
         bed.nothing_left(vm, victim);
     }
+}
+
+/// A machine that ended while its actor was down is not there any more, for nobody.
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_ends_unseen_is_forgotten() {
+    let bed = Bed::new().await;
+    let vm = bed.new_vm(spec()).await;
+    bed.start(vm).await;
+    bed.becomes(vm, "ready", |vm| vm.guest_ready).await;
+    bed.world.rule(|_, name| (name == "pause").then_some(Fault::Panic));
+    bed.tell(vm, VmVerb::Pause).await.unwrap();
+    bed.becomes(vm, "given up", |vm| vm.error.is_some()).await;
+    bed.world.heal();
+    bed.world.simulated.end(&bed.world.machines(vm.0)[0], Exit::PoweredOff);
+    bed.tell(vm, VmVerb::Kill).await.unwrap();
+    bed.is(vm, Actual::Stopped).await;
+    bed.tell(vm, VmVerb::Delete).await.unwrap();
+    bed.is_gone(vm).await;
+    bed.nothing_left(vm, "at the end");
 }
 
 #[tokio::test(start_paused = true)]

@@ -136,6 +136,8 @@ impl Actor {
 
     /// Takes back what a former life started, or clears up what is left of it.
     async fn find(&mut self, stop: &CancellationToken) -> Result<(), String> {
+        // A former actor may have held a machine, and did not see its end.
+        self.shared.instances().remove(&self.id);
         let (process, look) = match self.shared.records.read(self.id.0) {
             Ok(None) => return Ok(()),
             Ok(Some(MachineRecord { machine, process })) => {
