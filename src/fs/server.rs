@@ -247,6 +247,7 @@ impl Tree for Server {
             owner_uid: 0,
             group_gid: 0,
             nlink: 2,
+            lasting: true,
         };
         let touched =
             |last: Touched, base: Stat| Stat { version: version(last.seq), mtime_ms: last.at.millis(), ..base };
@@ -265,10 +266,11 @@ impl Tree for Server {
                 let dated = touched(state.directory(kind.entity).objects, Stat { mode, ..base });
                 self.file_stat(&self.asked(&state, who, 0), place, file, dated)?
             }
-            At::Object(_, object) => of(&object, base),
+            // Numbers are never used again, names are.
+            At::Object(kind, object) => Stat { lasting: kind.numbered, ..of(&object, base) },
             At::Link(object) => {
                 let size = Parts::of(place).object.to_string().len() as u64;
-                Stat { kind: Kind::Link, mode: 0o777, size, nlink: 1, ..of(&object, base) }
+                Stat { kind: Kind::Link, mode: 0o777, size, nlink: 1, lasting: false, ..of(&object, base) }
             }
             At::File(file, id, object) => {
                 let mode = if self.may_write(&state, who, file, object.as_ref()) { 0o666 } else { 0o444 };

@@ -67,6 +67,9 @@ pub struct Stat {
     pub group_gid: u32,
     /// Number of links (2 + subdirectories for a directory, 1 else).
     pub nlink: u32,
+    /// True: as long as its directory is the same, its name never means another place, not even when this one is gone. So the
+    /// way to it may be remembered, though not that it is there.
+    pub lasting: bool,
 }
 
 /// One entry of a directory.

@@ -131,7 +131,8 @@ impl Tree for Toy {
             _ => 0,
         };
         let (mtime_ms, owner, nlink) = (1_700_000_000_123, "toy".to_owned(), 1);
-        Ok(Stat { place, kind, mode, size, version: 7, mtime_ms, owner, owner_uid: 42, group_gid: 43, nlink })
+        let (version, owner_uid, group_gid, lasting) = (7, 42, 43, true);
+        Ok(Stat { place, kind, mode, size, version, mtime_ms, owner, owner_uid, group_gid, nlink, lasting })
     }
 
     fn readdir(

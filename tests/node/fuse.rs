@@ -2,7 +2,7 @@
 
 use crate::support::{Node, PATIENCE_S, await_end, simulated};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
 
 /// A `cat` of a file that blocks; it has opened the file and waits when this returns.
@@ -162,4 +162,156 @@ fn everyday_programs_work() {
     ] {
         assert!(!node.shell("bash", refused).status.success(), "{refused}");
     }
+}
+
+/// What a shell line says, and whether it succeeded.
+fn says(node: &Node, line: &str) -> (bool, String) {
+    let output = node.shell("bash", line);
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&text).trim().to_owned())
+}
+
+/// The kernel may remember the way to a number; it must not take it for being there.
+#[test]
+fn what_was_deleted_is_gone_for_every_program() {
+    let node = simulated();
+    let id = node.new_vm("name=web image=tiny").unwrap();
+    let (mount, folder) = (node.mount(), format!("vms/{id}"));
+    let look = |line: &str| {
+        let line = line.replace("VM", &folder);
+        let said = says(&node, &line);
+        (line, said)
+    };
+    let inside = std::fs::File::open(mount.join(&folder)).unwrap();
+    let status = std::fs::File::open(mount.join(&folder).join("status")).unwrap();
+    // The kernel has met all of it.
+    for line in ["ls -l VM vms/web/", "cat VM/status VM/spec", "find VM", "[ -e VM/ctl ]", "cd VM"] {
+        let (line, (fine, said)) = look(line);
+        assert!(fine, "{line}: {said}");
+    }
+    node.delete(id);
+    let none = "No such file or directory";
+    for line in [
+        "ls VM",
+        "ls -d VM",
+        "stat VM",
+        "stat VM/status",
+        "cd VM",
+        "cat VM/status",
+        "cat VM/json",
+        "head -c 1 VM/events",
+        "cat vms/web/status",
+        "readlink -v vms/web",
+        "echo start > VM/ctl",
+        "echo start >> VM/ctl",
+        "truncate -s 0 VM/ctl",
+        "rmdir VM",
+        "rm VM/status",
+        "find VM",
+        "mkdir VM/x",
+        "mv VM VMx",
+    ] {
+        let (line, (fine, said)) = look(line);
+        assert!(!fine && said.contains(none), "{line}: {said}");
+    }
+    for line in [
+        "[ -e VM ]",
+        "[ -d VM ]",
+        "[ -r VM/status ]",
+        "[ -x VM ]",
+        "[ -w VM/ctl ]",
+        "ls vms | grep -x 1",
+        "find vms -name status | grep .",
+    ] {
+        let (line, (fine, said)) = look(line);
+        assert!(!fine, "{line}: {said}");
+    }
+    let (line, (fine, said)) = look("mkdir VM");
+    assert!(!fine && said.contains("not permitted"), "not \"exists\": {line}: {said}");
+    for file in [&inside, &status] {
+        assert_eq!(file.metadata().unwrap_err().kind(), std::io::ErrorKind::NotFound, "an open one, too");
+    }
+    for path in [&folder, "vms/web", &format!("{folder}/status"), &format!("{folder}/wait")] {
+        let error = std::fs::File::open(mount.join(path)).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{path}: {error}");
+    }
+}
+
+#[test]
+fn a_name_means_at_once_what_it_was_given_to() {
+    let node = simulated();
+    let (one, two) = (node.new_vm("name=web image=tiny").unwrap(), node.new_vm("image=tiny").unwrap());
+    let web = || {
+        let link = std::fs::read_link(node.mount().join("vms/web")).unwrap();
+        (link.to_str().unwrap().parse::<u64>().unwrap(), node.value("vms/web/status", "id").unwrap())
+    };
+    for turn in 0..20 {
+        let (from, to) = if turn % 2 == 0 { (one, two) } else { (two, one) };
+        assert_eq!(web(), (from, from.to_string()));
+        node.write(&format!("vms/{from}/ctl"), &format!("set name=other-{turn}\n")).unwrap();
+        assert_eq!(
+            std::fs::symlink_metadata(node.mount().join("vms/web")).unwrap_err().kind(),
+            std::io::ErrorKind::NotFound
+        );
+        node.write(&format!("vms/{to}/ctl"), "set name=web\n").unwrap();
+    }
+    let lab = |network: &str| {
+        node.write("ipam/new", &format!("name=lab network={network}\n")).unwrap();
+        let inode = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(node.mount().join("ipam/lab")).unwrap());
+        assert_eq!(node.value("ipam/lab/status", "network").as_deref(), Some(network));
+        std::fs::remove_dir(node.mount().join("ipam/lab")).unwrap();
+        assert!(!node.mount().join("ipam/lab/status").exists());
+        inode
+    };
+    assert_ne!(lab("10.60.0.0/24"), lab("10.61.0.0/24"), "the same name, another pool");
+}
+
+#[test]
+fn modes_are_those_of_who_asks_and_when() {
+    let node = simulated();
+    let id = node.new_vm("image=tiny").unwrap();
+    // As a user of the host that the cluster learns to know while the kernel remembers the way.
+    let may = |line: &str| {
+        let line = line.replace("CTL", &format!("vms/{id}/ctl"));
+        says(&node, &format!("setpriv --reuid 54321 --regid 54321 --clear-groups bash -c '{line}'"))
+    };
+    let test = |expected: bool| {
+        assert!(says(&node, &format!("test -w vms/{id}/ctl")).0, "root always may");
+        for line in ["test -w CTL", "echo start > CTL", "echo start >> CTL"] {
+            let (fine, said) = may(line);
+            assert_eq!(fine, expected, "{line}: {said}");
+            assert!(expected || said.is_empty() || said.contains("Permission denied"), "{line}: {said}");
+        }
+        assert_eq!(may("stat -c %a CTL").1, if expected { "666" } else { "444" });
+    };
+    test(false);
+    node.write("users/new", "name=ann role=admin uid=54321\n").unwrap();
+    test(true);
+    node.write("users/ann/ctl", "set role=viewer\n").unwrap();
+    test(false);
+}
+
+/// What costs no request: a close, since a write has said what there is to say, and the way to what can't change its name. A server
+/// that is stopped shows it.
+#[test]
+fn closes_and_ways_ask_nothing() {
+    use rustix::fs::{Mode, OFlags};
+    let node = simulated();
+    let id = node.new_vm("image=tiny").unwrap();
+    let ctl = node.mount().join(format!("vms/{id}/ctl"));
+    let open = || std::fs::File::options().write(true).open(&ctl).unwrap();
+    let (first, second) = (open(), open());
+    // The kernel asks once, and learns from the answer.
+    drop(first);
+    let (sender, done) = std::sync::mpsc::channel();
+    node.signal(Signal::STOP);
+    let way = ctl.clone();
+    std::thread::spawn(move || {
+        drop(second);
+        sender.send(rustix::fs::open(way, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).is_ok())
+    });
+    let outcome = done.recv_timeout(std::time::Duration::from_secs(PATIENCE_S));
+    node.signal(Signal::CONT);
+    assert_eq!(outcome, Ok(true));
+    assert_eq!(open().write(b"dance\n").unwrap_err().kind(), std::io::ErrorKind::InvalidInput, "said by the write");
 }

@@ -87,6 +87,11 @@ impl Node {
         assert!(status.success(), "the node ended with {status}; its trace:\n{}", self.trace_text());
     }
 
+    /// Sends the daemon a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(self.process.as_ref().unwrap()), signal).unwrap();
+    }
+
     /// What the daemon wrote to stderr.
     pub fn trace_text(&self) -> String {
         std::fs::read_to_string(self.trace()).unwrap_or_default()

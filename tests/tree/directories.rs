@@ -131,3 +131,22 @@ async fn many_users_are_listed_in_bounded_time() {
     let entries = some(&cluster, "users", 0, usize::MAX);
     assert_eq!(entries.iter().filter(|e| e.kind == Kind::Directory).count(), 20_003);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_and_files_last_and_names_do_not() {
+    let cluster = Cluster::new().await;
+    let id = cluster.vm("image=tiny memory=64M name=web").await;
+    let vms = cluster.find("vms").unwrap();
+    let web = cluster.server.walk(&cluster.root(), vms, "web").unwrap();
+    assert!(!cluster.server.stat(&cluster.root(), web).unwrap().lasting, "another VM can take the name");
+    for (path, dir, entry) in cluster.everything() {
+        let named = entry.kind == Kind::Link
+            || ["nodes", "images", "ipam", "users"].map(|k| cluster.find(k)).contains(&Ok(dir))
+                && entry.kind == Kind::Directory;
+        assert_eq!(cluster.server.stat(&cluster.root(), entry.place).unwrap().lasting, !named, "{path}");
+    }
+    let place = cluster.find(&format!("vms/{id}")).unwrap();
+    cluster.write(&format!("vms/{id}/ctl"), "delete").await.unwrap();
+    assert_ne!(cluster.vm("image=tiny memory=64M name=web").await, id);
+    assert!(cluster.server.stat(&cluster.root(), place).is_err(), "what lasts is a name's meaning, not what it means");
+}

@@ -21,6 +21,9 @@ const BLOCK_BYTES: u32 = 64 * 1024;
 const OPEN_STREAM: u32 = 1 << 4;
 /// Reads and writes bypass the page cache (FOPEN_DIRECT_IO).
 const OPEN_DIRECT: u32 = 1 << 0;
+/// How long the kernel may keep the way to what is lasting. What is gone by then is refused when it is looked at or opened; the end
+/// lets the kernel forget it.
+const LASTING_FOR: Duration = Duration::from_secs(3600);
 /// `.` and `..` come before the tree's own entries.
 const DOTS: u64 = 2;
 
@@ -124,7 +127,11 @@ impl Front {
                 Ok(target) => request.reply(target.as_bytes()),
                 Err(refusal) => request.reply_error(errno(&refusal)),
             },
-            Operation::Opendir(_) => request.reply(OpenOut::default()),
+            // The kernel comes here without a lookup, and reads a directory only if it opens.
+            Operation::Opendir(op) => match self.tree.stat(&self.who(&request), Place(op.ino())) {
+                Ok(_) => request.reply(OpenOut::default()),
+                Err(refusal) => request.reply_error(errno(&refusal)),
+            },
             Operation::Readdir(op) => self.entries(&request, &op),
             Operation::Open(op) => self.open(&request, op.ino(), op.flags()),
             Operation::Read(op) => {
@@ -149,9 +156,9 @@ impl Front {
                 self.files.close(op.fh());
                 request.reply(())
             }
-            Operation::Releasedir(_) | Operation::Flush(_) | Operation::Fsync(_) | Operation::Fsyncdir(_) => {
-                request.reply(())
-            }
+            // A write has said all by itself, so there is nothing to say at a close: the kernel then asks no more.
+            Operation::Flush(_) => request.reply_error(Errno::NOSYS.raw_os_error()),
+            Operation::Releasedir(_) | Operation::Fsync(_) | Operation::Fsyncdir(_) => request.reply(()),
             Operation::Unlink(op) => {
                 let answer = self
                     .named(op.name(), |name| self.tree.remove(&self.who(&request), Place(op.parent()), name, false));
@@ -227,6 +234,9 @@ impl Front {
             Ok(stat) => {
                 let mut out = EntryOut::default();
                 out.ino(stat.place.0);
+                if stat.lasting {
+                    out.ttl_entry(LASTING_FOR);
+                }
                 fill(out.attr(), &stat);
                 request.reply(out)
             }
