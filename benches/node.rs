@@ -139,7 +139,7 @@ fn read_file(path: &Path) {
 
 fn fuse_reads(node: &Node) {
     let Some(hello) = Hello::start() else { return println!("(no libfuse here: ./bench builds it)") };
-    let (ours, theirs) = (node.at("vms/1/status"), hello.mount.path().join("status"));
+    let (ours, theirs) = (node.at("vms/1/status"), hello.mount.path().join("vms/1/status"));
     for threads in [1, 4] {
         let peer = rate(threads, || read_file(&theirs));
         row(
