@@ -1,7 +1,11 @@
 //! `key value` lines: what `status` is made of.
 
 use super::one_line;
-use std::fmt::Display;
+use std::borrow::Cow;
+use std::fmt::{Display, Write};
+
+/// Room for the usual text, in bytes.
+const BYTES_USUAL: usize = 512;
 
 /// A `key value` text in the making.
 #[derive(Debug, Clone, Default)]
@@ -10,15 +14,24 @@ pub struct KeyValues(String);
 impl KeyValues {
     /// An empty one.
     pub fn new() -> KeyValues {
-        KeyValues::default()
+        KeyValues(String::with_capacity(BYTES_USUAL))
     }
 
     /// Adds a line. Newlines and other control characters within the value become spaces: one fact a line.
     #[must_use]
     pub fn line(mut self, key: &str, value: impl Display) -> KeyValues {
-        let value = value.to_string();
-        let value = one_line(&value);
-        self.0.extend([key, if value.is_empty() { "" } else { " " }, &value, "\n"]);
+        self.0.extend([key, " "]);
+        let start = self.0.len();
+        // Writing to a String does not fail.
+        let _ = write!(self.0, "{value}");
+        let (_, written) = self.0.split_at_checked(start).unwrap_or_default();
+        if written.is_empty() {
+            self.0.pop();
+        } else if let Cow::Owned(cleaned) = one_line(written) {
+            self.0.truncate(start);
+            self.0.push_str(&cleaned);
+        }
+        self.0.push('\n');
         self
     }
 

@@ -315,3 +315,29 @@ fn closes_and_ways_ask_nothing() {
     assert_eq!(outcome, Ok(true));
     assert_eq!(open().write(b"dance\n").unwrap_err().kind(), std::io::ErrorKind::InvalidInput, "said by the write");
 }
+
+/// The kernel cuts a long write into requests by the pages that it touches.
+#[test]
+fn a_write_arrives_whole_or_is_refused_whole() {
+    const MOST: usize = 64 * 1024;
+    let node = simulated();
+    let mut text = vec![b' '; 3 * MOST];
+    let aligned = text.as_ptr().align_offset(4096);
+    for offset in [0, 1, 2048, 4095] {
+        for (length, fits) in
+            [(MOST - 1, true), (MOST, true), (MOST + 1, false), (MOST + 4096, false), (2 * MOST, false)]
+        {
+            let lines = &mut text[aligned + offset..][..length];
+            lines.fill(b'#');
+            lines[..11].copy_from_slice(b"image=tiny\n");
+            let mut new = std::fs::File::options().write(true).open(node.mount().join("vms/new")).unwrap();
+            let before = std::fs::read_dir(node.mount().join("vms")).unwrap().count();
+            match new.write(lines) {
+                Ok(written) => assert!(fits && written == length, "{length} at {offset}: {written}"),
+                Err(error) => assert!(!fits, "{length} at {offset}: {error}"),
+            }
+            let made = std::fs::read_dir(node.mount().join("vms")).unwrap().count() - before;
+            assert_eq!(made, usize::from(fits), "{length} at {offset}");
+        }
+    }
+}

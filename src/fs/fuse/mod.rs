@@ -24,8 +24,10 @@ use std::time::Duration;
 use tokio::runtime::Handle as Runtime;
 use tokio::sync::watch;
 
-/// The longest write that arrives as one, in bytes: twice what the tree takes, so that a longer one is refused whole.
-pub const WRITE_BYTES_MAX: u32 = 128 * 1024;
+/// The longest write that arrives as one, in bytes: a page more than the tree takes. Wherever in a page a program's text begins, so
+/// many pages hold one that is not too long, and of one that is too long at least a byte too many: it is refused whole. No more,
+/// since polyfuse zeroes a buffer of this size for each request.
+pub const WRITE_BYTES_MAX: u32 = 64 * 1024 + 4096;
 /// Threads that take requests. More than the cores: one may be in the middle of rendering a long list.
 const THREADS: usize = 4;
 /// How long the end waits for the threads. They stay as long as some process holds a file or its working folder in the mount; the

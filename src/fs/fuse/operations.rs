@@ -43,6 +43,13 @@ fn text(name: &OsStr) -> Result<&str, Refusal> {
     name.to_str().ok_or_else(|| Refusal::not_found("the name was not found: it is not UTF-8"))
 }
 
+/// How much to read. Of a long read(2) the kernel asks for a part, and if that comes full, for the next: a stream that has no more would
+/// block it with what it has got. So a stream fills no request that may be such a part.
+fn read_count(size: u32, stream: bool) -> usize {
+    let count = if stream { size.min(BLOCK_BYTES) } else { size };
+    usize::try_from(count).unwrap_or(0)
+}
+
 /// struct fuse_open_out of linux/fuse.h.
 fn open_out(number: u64, stream: bool) -> [u8; 16] {
     let flags = OPEN_DIRECT | if stream { OPEN_STREAM } else { 0 };
@@ -136,14 +143,14 @@ impl Front {
             Operation::Open(op) => self.open(&request, op.ino(), op.flags()),
             Operation::Read(op) => {
                 let answer = match self.files.get(op.fh()) {
-                    Some(handle) => handle.read(op.offset(), usize::try_from(op.size()).unwrap_or(0)),
+                    Some((handle, stream)) => handle.read(op.offset(), read_count(op.size(), stream)),
                     None => Answer::Now(Err(Refusal::new(Code::BadFile, "not open"))),
                 };
                 self.reply(request, answer, |request, data: Bytes| request.reply(&data[..]))
             }
             Operation::Write(op, mut data) => {
                 let answer = match (self.files.get(op.fh()), data.fill_buf()) {
-                    (Some(handle), Ok(data)) => handle.write(op.offset(), Bytes::copy_from_slice(data)),
+                    (Some((handle, _)), Ok(data)) => handle.write(op.offset(), Bytes::copy_from_slice(data)),
                     _ => Answer::Now(Err(Refusal::new(Code::BadFile, "not open"))),
                 };
                 self.reply(request, answer, |request, length: usize| {
@@ -293,8 +300,9 @@ impl Front {
             Ok(opened) => opened,
             Err(refusal) => return request.reply_error(errno(&refusal)),
         };
-        match self.files.keep(opened.handle) {
-            Some(number) => request.reply(&open_out(number, opened.stream)[..]),
+        let stream = opened.stream;
+        match self.files.keep(opened) {
+            Some(number) => request.reply(&open_out(number, stream)[..]),
             None => request.reply_error(Errno::NFILE.raw_os_error()),
         }
     }
@@ -322,5 +330,21 @@ impl Front {
         out.statfs().frsize(BLOCK_BYTES);
         out.statfs().namelen(255);
         request.reply(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::fuse::WRITE_BYTES_MAX;
+
+    #[test]
+    fn a_stream_never_fills_a_part_of_a_longer_read() {
+        // The parts of a read that begins anywhere in a page: as many bytes as fit into the pages of one request.
+        for part in [WRITE_BYTES_MAX, WRITE_BYTES_MAX - 1, WRITE_BYTES_MAX - 4095] {
+            assert!(read_count(part, true) < part as usize, "{part}");
+            assert_eq!(read_count(part, false), part as usize);
+        }
+        assert_eq!(read_count(100, true), 100);
     }
 }
