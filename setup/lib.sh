@@ -21,14 +21,16 @@ need_packages() {
     say "installing ${missing[*]}"
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq || die "apt-get update failed: see above"
-    apt_install "${missing[@]}" || die "apt-get could not install ${missing[*]}: see above"
+    # All of them, so that none is removed for another's sake.
+    apt_install "$@" || die "apt-get could not install ${missing[*]}: see above"
+    for name in "$@"; do installed "$name" || die "apt-get did not install $name: see above"; done
 }
 
 # QEMU's packages must be of one version: where one of them came from elsewhere (backports), the versions are made equal.
 apt_install() {
     local version names=() name
-    if apt-get install -s -qq --no-install-recommends "$@" >/dev/null 2>&1; then
-        apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+    if apt-get install -s -qq --no-install-recommends --no-remove "$@" >/dev/null 2>&1; then
+        apt-get install -y -qq --no-install-recommends --no-remove "$@" >/dev/null
         return
     fi
     version=$(apt-cache policy qemu-system-x86 | awk '$1 == "Candidate:" { print $2 }')

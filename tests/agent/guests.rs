@@ -277,6 +277,40 @@ async fn what_a_failed_launch_leaves_running_has_no_successor() {
     }
 }
 
+/// A machine that does not answer at once is no reason to end its guest.
+#[tokio::test(start_paused = true)]
+async fn a_machine_that_is_slow_to_be_taken_back_goes_on() {
+    let mut bed = Bed::new().await;
+    let vm = running(&bed, spec()).await;
+    bed.crash_agent().await;
+    let mut times = 3;
+    bed.world.rule(move |_, name| {
+        times -= i32::from(name == "adopt");
+        (name == "adopt" && times > 0).then_some(Fault::Before)
+    });
+    bed.start_agent().await;
+    pass(Duration::from_secs(600)).await;
+    assert_eq!((bed.vm(vm).actual, bed.world.launches(vm.0)), (Actual::Running, 1));
+    bed.tell(vm, VmVerb::Kill).await.unwrap();
+    bed.is(vm, Actual::Stopped).await;
+}
+
+/// How a machine ended is known although the agent dies before it has told anybody.
+#[tokio::test(start_paused = true)]
+async fn a_power_off_that_could_not_be_reported_is_reported_by_the_next_life() {
+    let mut bed = Bed::new().await;
+    let vm = running(&bed, spec()).await;
+    bed.world.rule(|_, name| (name == "remove tap").then_some(Fault::Hang));
+    end(&bed, vm, Exit::PoweredOff);
+    pass(Duration::from_secs(1)).await;
+    assert_eq!(bed.vm(vm).actual, Actual::Running, "not reported yet");
+    bed.crash_agent().await;
+    bed.world.heal();
+    bed.start_agent().await;
+    bed.is(vm, Actual::Stopped).await;
+    assert_eq!((bed.vm(vm).desired, bed.world.launches(vm.0)), (Desired::Stopped, 1));
+}
+
 /// Nothing of a VM is given to others while a process of it may be there.
 #[tokio::test(start_paused = true)]
 async fn a_vm_is_not_gone_before_its_process_is() {
@@ -287,8 +321,13 @@ async fn a_vm_is_not_gone_before_its_process_is() {
     bed.world.rule(|_, name| matches!(name, "adopt" | "end process" | "kill").then_some(Fault::Before));
     bed.start_agent().await;
     let seen = bed.becomes(vm, "in trouble", |vm| vm.error.is_some()).await;
-    assert!(seen.error.as_deref().unwrap().contains("can't be ended"), "{seen:?}");
+    assert!(seen.error.as_deref().unwrap().contains("asked again"), "{seen:?}");
+    pass(Duration::from_secs(600)).await;
+    assert_eq!((bed.vm(vm).actual, bed.world.machines(vm.0).len()), (Actual::Running, 1), "its guest is left alone");
     bed.tell(vm, VmVerb::Kill).await.unwrap();
+    let cannot =
+        |vm: &blixard::engine::state::Vm| vm.error.as_deref().is_some_and(|error| error.contains("can't be ended"));
+    bed.becomes(vm, "in worse trouble", cannot).await;
     pass(Duration::from_secs(600)).await;
     assert_eq!((bed.vm(vm).actual, bed.world.machines(vm.0).len()), (Actual::Stopping, 1));
     assert!(bed.leftovers().contains(&format!("process of vm {vm}")));

@@ -283,8 +283,8 @@ impl Hypervisor for World {
     fn console_log(&self, run_dir: &Path) -> std::io::Result<Vec<u8>> {
         self.simulated.console_log(run_dir)
     }
-    async fn probe(&self) -> Capabilities {
-        self.simulated.probe().await
+    async fn probe(&self, run_as: Option<(u32, u32)>) -> Capabilities {
+        self.simulated.probe(run_as).await
     }
 
     async fn launch(&self, machine: &Machine, spawned: Spawned<'_>) -> Result<Arc<dyn Instance>, HypervisorError> {
@@ -310,7 +310,7 @@ impl Hypervisor for World {
         adopted.map(|inner| self.instance(inner)).ok_or(HypervisorError::Gone)
     }
 
-    async fn orphans(&self, vms_dir: &Path, known: &[PathBuf]) -> Vec<(Record, PathBuf)> {
+    async fn orphans(&self, vms_dir: &Path, known: &[PathBuf]) -> Result<Vec<(Record, PathBuf)>, HypervisorError> {
         self.simulated.orphans(vms_dir, known).await
     }
 }
@@ -344,6 +344,9 @@ impl Instance for Faulty {
         let lie = Exit::Crashed("it says so; start it".to_owned());
         let exited = self.world.call("exited", failed, lie, async { Ok(self.inner.exited().await) }).await;
         exited.unwrap_or(Exit::Killed)
+    }
+    async fn discard(&self) {
+        self.inner.discard().await;
     }
     async fn guest_ready(&self) -> Result<(), HypervisorError> {
         self.world.call("guest ready", failed, (), self.inner.guest_ready()).await

@@ -51,6 +51,9 @@ pub enum AgentError {
     /// The host.
     #[error(transparent)]
     Host(#[from] HostError),
+    /// The hypervisor.
+    #[error(transparent)]
+    Hypervisor(#[from] HypervisorError),
     /// The log took no report.
     #[error("this node can't report that it is up: {0}")]
     Refused(Refusal),
@@ -153,7 +156,7 @@ impl Agent {
         };
         let records = Records::open(&options.data).map_err(io(&options.data.join("vms")))?;
         let leftovers = Leftovers::open(&options.data).map_err(io(&options.data.join("leftovers")))?;
-        let capabilities = hypervisor.probe().await;
+        let capabilities = hypervisor.probe(host.guest_ids(0)).await;
         let (images, data) = (options.images.clone(), options.data.clone());
         let scanned = tokio::task::spawn_blocking(move || images::scan(&images, &data)).await;
         let (found, image_faults) = scanned.map_err(|e| AgentError::Task(e.to_string()))?;
@@ -208,9 +211,12 @@ impl Agent {
 
 impl LocalHost for Agent {
     fn console_log(&self, vm: VmId) -> Result<Bytes, Refusal> {
-        let Some(run_dir) = self.0.records.newest_run_dir(vm.0) else { return Ok(Bytes::new()) };
-        let text = self.0.hypervisor.console_log(&run_dir);
-        text.map(Bytes::from).map_err(|e| Refusal::fault(format!("the console's log can't be read: {e}")))
+        let unreadable = |e| Refusal::fault(format!("the console's log can't be read: {e}"));
+        let mut text = Vec::new();
+        for run_dir in self.0.records.run_dirs(vm.0) {
+            text.extend(self.0.hypervisor.console_log(&run_dir).map_err(unreadable)?);
+        }
+        Ok(text.into())
     }
 
     fn console(&self, vm: VmId) -> BoxFuture<'static, Result<Console, Refusal>> {

@@ -207,7 +207,7 @@ pub(super) async fn clear_up(shared: &Arc<Shared>) -> Result<(), AgentError> {
             Err(error) => tracing::warn!(vm, %error, "its record can't be read; whatever runs is an orphan"),
         }
     }
-    for (record, run_dir) in shared.hypervisor.orphans(&vms_dir, &known).await {
+    for (record, run_dir) in shared.hypervisor.orphans(&vms_dir, &known).await? {
         tracing::warn!(pid = record.pid, run_dir = %run_dir.display(), "a machine that belongs to nothing is ended");
         // Its folder is DATA/vms/ID/GENERATION.
         let of_vm = run_dir.parent().and_then(|p| p.file_name()?.to_str()?.parse().ok()).unwrap_or(0);

@@ -127,7 +127,7 @@ impl Hypervisor for Simulated {
         Ok(if there { b"simulated: there is no guest\n".to_vec() } else { Vec::new() })
     }
 
-    async fn probe(&self) -> Capabilities {
+    async fn probe(&self, _run_as: Option<(u32, u32)>) -> Capabilities {
         Capabilities {
             version: "simulated".to_owned(),
             accelerator: "simulated".to_owned(),
@@ -170,10 +170,10 @@ impl Hypervisor for Simulated {
         Ok(Arc::new(Handle { simulation, run_dir: machine.run_dir.clone(), hypervisor: self.clone() }))
     }
 
-    async fn orphans(&self, vms_dir: &Path, known: &[PathBuf]) -> Vec<(Record, PathBuf)> {
+    async fn orphans(&self, vms_dir: &Path, known: &[PathBuf]) -> Result<Vec<(Record, PathBuf)>, HypervisorError> {
         let shared = self.shared();
         let unknown = shared.machines.iter().filter(|(dir, _)| dir.starts_with(vms_dir) && !known.contains(dir));
-        unknown.map(|(dir, m)| (m.record.clone(), dir.clone())).collect()
+        Ok(unknown.map(|(dir, m)| (m.record.clone(), dir.clone())).collect())
     }
 }
 
@@ -246,6 +246,8 @@ impl Instance for Handle {
         let told = state.wait_for(|(exit, _)| exit.is_some()).await.ok().and_then(|state| state.0.clone());
         told.unwrap_or(Exit::Killed)
     }
+
+    async fn discard(&self) {}
 
     async fn guest_ready(&self) -> Result<(), HypervisorError> {
         if self.simulation.behaviour.hangs {
