@@ -41,7 +41,7 @@ struct Held {
     killed_for: Option<String>,
     /// The guest's channel is broken: it is not listened to any more.
     guest_lost: bool,
-    ended: Option<Exit>,
+    ended: Option<Box<Exit>>,
 }
 
 impl Held {
@@ -67,10 +67,10 @@ impl Held {
 
     /// Its process has ended.
     fn has_ended(&mut self, exit: Exit) {
-        self.ended = Some(match (self.killed_for.take(), exit) {
+        self.ended = Some(Box::new(match (self.killed_for.take(), exit) {
             (Some(why), Exit::Killed | Exit::Crashed(_)) => Exit::Crashed(why),
             (_, exit) => exit,
-        });
+        }));
     }
 }
 
@@ -87,7 +87,7 @@ pub(super) struct Actor {
     changed: Arc<Notify>,
     held: Option<Held>,
     /// How a machine ended of which a former life could not report it: its generation, and how.
-    former: Option<(u64, Exit)>,
+    former: Option<Box<(u64, Exit)>>,
 }
 
 impl Actor {
@@ -120,12 +120,15 @@ impl Actor {
 
     fn decide(&mut self, vm: &Vm) -> Step {
         let Some(held) = &mut self.held else {
-            let seen = self.former.clone().map(|(generation, exit)| Seen::Ended { generation, exit });
-            return decide(vm, &seen.unwrap_or(Seen::Nothing), 0);
+            let seen = match self.former.as_deref().cloned() {
+                Some((generation, exit)) => Seen::Ended { generation, exit },
+                None => Seen::Nothing,
+            };
+            return decide(vm, &seen, 0);
         };
         let (generation, pid) = (held.generation, held.instance.record().pid);
         if let Some(exit) = &held.ended {
-            return decide(vm, &Seen::Ended { generation, exit: exit.clone() }, pid);
+            return decide(vm, &Seen::Ended { generation, exit: Exit::clone(exit) }, pid);
         }
         if held.asked == Asked::PowerDown {
             // A later stop may have shortened the grace.
@@ -151,7 +154,7 @@ impl Actor {
             Ok(None) => return Ok(()),
             Ok(Some(record)) => match self.take_back(&record, stop).await? {
                 Some(look) => {
-                    self.former = record.exit.map(|exit| (record.machine.generation, exit));
+                    self.former = record.exit.map(|exit| Box::new((record.machine.generation, exit)));
                     (record.process, look)
                 }
                 None => return Ok(()),
@@ -372,7 +375,7 @@ impl Actor {
     /// Writes down how the machine ended, since nobody can be asked when its process is gone.
     fn note_exit(&self, held: &Held) {
         let noted = self.shared.records.read(self.id.0).and_then(|record| match record {
-            Some(record) => self.shared.records.write(&MachineRecord { exit: held.ended.clone(), ..record }),
+            Some(record) => self.shared.records.write(&MachineRecord { exit: held.ended.as_deref().cloned(), ..record }),
             None => Ok(()),
         });
         if let Err(error) = noted {
