@@ -375,7 +375,9 @@ impl Actor {
     /// Writes down how the machine ended, since nobody can be asked when its process is gone.
     fn note_exit(&self, held: &Held) {
         let noted = self.shared.records.read(self.id.0).and_then(|record| match record {
-            Some(record) => self.shared.records.write(&MachineRecord { exit: held.ended.as_deref().cloned(), ..record }),
+            Some(record) => {
+                self.shared.records.write(&MachineRecord { exit: held.ended.as_deref().cloned(), ..record })
+            }
             None => Ok(()),
         });
         if let Err(error) = noted {
