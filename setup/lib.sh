@@ -5,7 +5,7 @@ say() { printf '== %s\n' "$*" >&2; }
 die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
 
 # What a node needs to run; what the build and the tests need beside it; what only the benches need.
-RUN_PACKAGES="qemu-system-x86 qemu-utils fuse3 busybox-static cpio zstd lz4 xz-utils kmod iproute2 nftables util-linux"
+RUN_PACKAGES="qemu-system-x86 qemu-utils fuse3 busybox-static cpio zstd lz4 xz-utils kmod iproute2 util-linux"
 BUILD_PACKAGES="gcc libc6-dev make"
 TEST_PACKAGES="diod shellcheck zsh dash procps"
 BENCH_PACKAGES="diod libvirt-daemon-system libvirt-clients libvirt-daemon-driver-qemu gcc libfuse3-dev pkg-config"

@@ -183,6 +183,8 @@ async fn with_engine(
     let ended = ends.wait(engine, supervisor, &fuse).await;
     fuse.unmount().await;
     stop_sockets.cancel();
+    // Nobody is to start a machine while the host is tidied.
+    supervisor.stop().await;
     if let Err(refusal) = agent.stop().await {
         tracing::warn!(%refusal, "the log was not told that this node goes down");
     }

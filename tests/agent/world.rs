@@ -38,6 +38,7 @@ struct Shared {
     calls: Vec<String>,
     taps: BTreeSet<u64>,
     cgroups: BTreeSet<u64>,
+    bridges: BTreeSet<u64>,
     disks: BTreeSet<PathBuf>,
     launches: BTreeMap<(u64, u64), usize>,
     wrong: Vec<String>,
@@ -97,6 +98,11 @@ impl World {
     /// The run folders of the VM's machines.
     pub fn machines(&self, vm: u64) -> Vec<PathBuf> {
         self.simulated.machines().into_iter().filter(|dir| dir.parent().and_then(number) == Some(vm)).collect()
+    }
+
+    /// The pools that have a bridge.
+    pub fn bridges(&self) -> BTreeSet<u64> {
+        self.shared().bridges.clone()
     }
 
     /// How many machines were launched for the VM.
@@ -222,10 +228,11 @@ impl Cgroups for World {
 
 #[async_trait]
 impl Net for World {
-    async fn make_tap(&self, vm: u64, _network: &Network, _uid: Option<u32>) -> Result<Option<String>, HostError> {
+    async fn make_tap(&self, vm: u64, network: &Network, _uid: Option<u32>) -> Result<Option<String>, HostError> {
         let name = Some(format!("tap{vm}"));
         let made = name.clone();
         self.call("make tap", HostError, name, async {
+            self.shared().bridges.insert(network.pool);
             self.shared().taps.insert(vm);
             Ok(made)
         })
@@ -240,6 +247,13 @@ impl Net for World {
     }
     async fn taps(&self) -> Result<Vec<u64>, HostError> {
         Ok(self.shared().taps.iter().copied().collect())
+    }
+    async fn remove_bridge(&self, pool: u64) -> Result<(), HostError> {
+        self.call("remove bridge", HostError, (), async {
+            self.shared().bridges.remove(&pool);
+            Ok(())
+        })
+        .await
     }
     async fn remove_idle_bridges(&self) -> Result<(), HostError> {
         Ok(())

@@ -1,7 +1,7 @@
 //! Machines that are not there: the same behaviour without processes, for tests, for trying things out, and for large numbers.
 //!
 //! Everything is in the handle: an agent that is started anew with the same handle finds its machines again, as it would find
-//! processes. What is to go wrong is said beforehand, with [`Simulated::fail_launch`] and its like.
+//! processes. What is to go wrong is said beforehand, with [`Simulated::behave`].
 
 use super::{Capabilities, Console, Exit, Hypervisor, HypervisorError, Instance, Machine, Record, Running, Spawned};
 use crate::engine::host::{HostError, Processes};
@@ -30,7 +30,6 @@ pub struct Behaviour {
 struct Shared {
     machines: BTreeMap<PathBuf, Arc<Simulation>>,
     behaviour: Behaviour,
-    refusals: Vec<HypervisorError>,
     last_pid: u32,
     launches: u64,
 }
@@ -57,13 +56,7 @@ impl Default for Simulated {
 impl Simulated {
     /// Machines that behave like this.
     pub fn new(behaviour: Behaviour) -> Simulated {
-        Simulated(Arc::new(Mutex::new(Shared {
-            machines: BTreeMap::new(),
-            behaviour,
-            refusals: Vec::new(),
-            last_pid: 0,
-            launches: 0,
-        })))
+        Simulated(Arc::new(Mutex::new(Shared { machines: BTreeMap::new(), behaviour, last_pid: 0, launches: 0 })))
     }
 
     fn shared(&self) -> MutexGuard<'_, Shared> {
@@ -73,11 +66,6 @@ impl Simulated {
     /// Machines launched from now on behave like this.
     pub fn behave(&self, behaviour: Behaviour) {
         self.shared().behaviour = behaviour;
-    }
-
-    /// The next launch fails like this; said twice, the next two.
-    pub fn fail_launch(&self, error: HypervisorError) {
-        self.shared().refusals.push(error);
     }
 
     /// The machine with this run folder ends so, by itself. False: there is none.
@@ -139,9 +127,6 @@ impl Hypervisor for Simulated {
     async fn launch(&self, machine: &Machine, spawned: Spawned<'_>) -> Result<Arc<dyn Instance>, HypervisorError> {
         let simulation = {
             let mut shared = self.shared();
-            if !shared.refusals.is_empty() {
-                return Err(shared.refusals.remove(0));
-            }
             shared.last_pid += 1;
             let record = Record {
                 pid: shared.last_pid,
