@@ -5,7 +5,7 @@ use super::session::{Answerer, Failure, Session, check_name, own, qid, qid_kind}
 use super::waiting::{Finished, What, Work};
 use crate::fs::tree::{Answer, DirEntry, Handle, Kind, OpenMode, Opened, Place};
 use crate::ninep::field::Field;
-use crate::ninep::{self, Qid, Reply, linux};
+use crate::ninep::{self, Dialect, Qid, Reply, linux};
 use crate::text::{Code, Refusal};
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
@@ -235,7 +235,7 @@ impl Records {
     fn put(&mut self, place: Place, kind: Kind, cookie: u64, name: &str) -> bool {
         let qid = Qid { kind: qid_kind(kind), version: 0, path: place.0 };
         let record = ninep::DirEntry { qid, offset: cookie, kind: dirent_kind(kind), name };
-        self.full |= self.bytes.len() + record.size() > self.room || record.put(&mut self.bytes).is_err();
+        self.full |= self.bytes.len() + record.size() > self.room || record.put(Dialect::L, &mut self.bytes).is_err();
         !self.full
     }
 }

@@ -7,7 +7,8 @@ use super::waiting::{Ended, Finished, Waiting, What};
 use crate::fs::tree::{Caller, Creation, Kind, Place, Stat, Tree};
 use crate::ninep::frame::Output;
 use crate::ninep::{
-    Header, List, MSIZE_MAX, MSIZE_MIN, Malformed, NOFID, NOTAG, Qid, Reply, Request, VERSION_L, VERSION_UNKNOWN, linux,
+    Dialect, Extended, Header, List, MSIZE_MAX, MSIZE_MIN, Malformed, NOFID, NOTAG, Qid, Reply, Request,
+    VERSION_UNKNOWN, linux,
 };
 use crate::text::{Code, Refusal};
 use bytes::BytesMut;
@@ -15,6 +16,8 @@ use futures::future::Aborted;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+/// The type of the message with which a session begins.
+const TVERSION: u8 = 100;
 /// The type of a message that names files.
 const TWALK: u8 = 110;
 
@@ -51,12 +54,19 @@ pub(super) enum Broken {
     TagInUse(u16),
 }
 
+/// What Tversion settles.
+#[derive(Debug, Clone, Copy)]
+struct Agreed {
+    dialect: Dialect,
+    msize: u32,
+}
+
 /// A session.
 pub(super) struct Session {
     pub(super) tree: Arc<dyn Tree>,
     peer: Peer,
     /// Agreed on by Tversion; no session before that.
-    msize: Option<u32>,
+    agreed: Option<Agreed>,
     /// Who attached last; whose `/err` is told of refusals that belong to no fid.
     caller: Option<Arc<Caller>>,
     pub(super) fids: Fids,
@@ -66,6 +76,7 @@ pub(super) struct Session {
 
 /// Where the answer to one request goes.
 pub(super) struct Answerer<'a> {
+    pub dialect: Dialect,
     pub tag: u16,
     pub output: &'a mut Output,
 }
@@ -73,7 +84,7 @@ pub(super) struct Answerer<'a> {
 impl Answerer<'_> {
     /// Sends this answer.
     pub fn send(&mut self, reply: &Reply<'_>) -> Result<(), Failure> {
-        self.output.reply(self.tag, reply).map_err(|e| own(Code::Fault, e.to_string()))
+        self.output.reply(self.dialect, self.tag, reply).map_err(|e| own(Code::Fault, e.to_string()))
     }
 }
 
@@ -81,17 +92,22 @@ impl Session {
     /// A session in which nothing has been said.
     pub fn new(tree: Arc<dyn Tree>, peer: Peer) -> Self {
         let (fids, waiting, scratch) = (Fids::default(), Waiting::default(), BytesMut::new());
-        Session { tree, peer, msize: None, caller: None, fids, waiting, scratch }
+        Session { tree, peer, agreed: None, caller: None, fids, waiting, scratch }
     }
 
     /// Has a version been agreed on?
     pub fn has_begun(&self) -> bool {
-        self.msize.is_some()
+        self.agreed.is_some()
+    }
+
+    /// What is spoken. Before anything was agreed on: the dialect in which every Tversion can be read.
+    pub(super) fn dialect(&self) -> Dialect {
+        self.agreed.map_or(Dialect::Plain, |agreed| agreed.dialect)
     }
 
     /// The longest message that may come.
     pub fn size_max(&self) -> u32 {
-        self.msize.unwrap_or(MSIZE_MIN)
+        self.agreed.map_or(MSIZE_MIN, |agreed| agreed.msize)
     }
 
     /// The most data in one message.
@@ -102,19 +118,21 @@ impl Session {
     /// Answers one message, or puts it aside.
     pub fn handle(&mut self, header: Header, body: &[u8], output: &mut Output) -> Result<(), Broken> {
         let tag = header.tag;
-        let request = Request::decode(header.kind, body);
+        let dialect = match self.agreed {
+            Some(agreed) => agreed.dialect,
+            None if header.kind == TVERSION => Dialect::Plain,
+            None => return Err(Broken::NoVersion(header.kind)),
+        };
+        let request = Request::decode(dialect, header.kind, body);
         if let Ok(Request::Version { msize, version }) = request {
             return Ok(self.version(msize, version, tag, output)?);
-        }
-        if self.msize.is_none() {
-            return Err(Broken::NoVersion(header.kind));
         }
         if self.waiting.has(tag) {
             return Err(Broken::TagInUse(tag));
         }
-        let mut answer = Answerer { tag, output };
+        let mut answer = Answerer { dialect, tag, output };
         let answered = match request {
-            Err(malformed @ Malformed::UnknownType(_)) => Err(own(Code::Unsupported, malformed.to_string())),
+            Err(malformed @ Malformed::UnknownType { .. }) => Err(own(Code::Unsupported, malformed.to_string())),
             // As over any other front: there is no file of such a name.
             Err(Malformed::NotUtf8) if header.kind == TWALK => {
                 Err(own(Code::NotFound, "the name was not found: it is not UTF-8, as all names here are"))
@@ -125,7 +143,7 @@ impl Session {
         };
         match answered {
             Ok(()) => Ok(()),
-            Err(failure) => Ok(self.refuse(tag, failure, output)?),
+            Err(failure) => Ok(self.refuse(dialect, tag, failure, output)?),
         }
     }
 
@@ -160,11 +178,12 @@ impl Session {
             // Linux takes EOPNOTSUPP for "no such attributes here", and says nothing of it to ls or cp.
             Xattrwalk { fid, .. } | Xattrcreate { fid, .. } => self.unsupported(fid, "extended attributes"),
             Lock { fid, .. } | Getlock { fid, .. } => self.unsupported(fid, "locks"),
+            Open { fid, .. } | Create { fid, .. } | Stat { fid } | Wstat { fid, .. } => self.unsupported(fid, "9P2000"),
         }
     }
 
     /// Answers with an errno, and puts the sentence where the client's user can read it.
-    fn refuse(&mut self, tag: u16, failure: Failure, output: &mut Output) -> Result<(), Malformed> {
+    fn refuse(&mut self, dialect: Dialect, tag: u16, failure: Failure, output: &mut Output) -> Result<(), Malformed> {
         let refusal = match failure {
             Failure::Tree(refusal) => refusal,
             Failure::Own(refusal) => {
@@ -174,22 +193,28 @@ impl Session {
                 refusal
             }
         };
-        output.reply(tag, &Reply::Lerror { ecode: refusal.code.errno().unsigned_abs() })
+        let errno = refusal.code.errno().unsigned_abs();
+        match dialect {
+            Dialect::L => output.reply(dialect, tag, &Reply::Lerror { ecode: errno }),
+            Dialect::Plain | Dialect::U => {
+                output.reply(dialect, tag, &Reply::Error { ename: &refusal.sentence, errno: Extended(errno) })
+            }
+        }
     }
 
     /// Tversion begins a session anew, whatever was before: version(5).
     fn version(&mut self, msize: u32, version: &str, tag: u16, output: &mut Output) -> Result<(), Malformed> {
-        (self.fids, self.waiting, self.msize) = (Fids::default(), Waiting::default(), None);
-        let agreed = msize.min(MSIZE_MAX);
-        if version != VERSION_L {
-            output.reply(tag, &Reply::Version { msize: agreed, version: VERSION_UNKNOWN })
-        } else if msize < MSIZE_MIN {
-            let refusal = Refusal::invalid(format!("invalid msize {msize}: {MSIZE_MIN} is the least"));
-            self.refuse(tag, Failure::Own(refusal), output)
-        } else {
-            self.msize = Some(agreed);
-            output.reply(tag, &Reply::Version { msize: agreed, version: VERSION_L })
+        (self.fids, self.waiting, self.agreed) = (Fids::default(), Waiting::default(), None);
+        let (asked, msize) = (msize, msize.min(MSIZE_MAX));
+        let Some(dialect) = Dialect::agreed(version).filter(|dialect| *dialect == Dialect::L) else {
+            return output.reply(Dialect::Plain, tag, &Reply::Version { msize, version: VERSION_UNKNOWN });
+        };
+        if asked < MSIZE_MIN {
+            let refusal = Refusal::invalid(format!("invalid msize {asked}: {MSIZE_MIN} is the least"));
+            return self.refuse(dialect, tag, Failure::Own(refusal), output);
         }
+        self.agreed = Some(Agreed { dialect, msize });
+        output.reply(dialect, tag, &Reply::Version { msize, version: dialect.name() })
     }
 
     /// Who the user is was settled by the connection: `uname` and `n_uname` are not believed.
@@ -198,7 +223,7 @@ impl Session {
             return Err(own(Code::Invalid, "invalid afid: authentication is not required, so it must be NOFID"));
         }
         self.fids.check_free(fid)?;
-        let who = Arc::new(self.tree.caller(self.peer.uid, self.peer.recognised_by, VERSION_L));
+        let who = Arc::new(self.tree.caller(self.peer.uid, self.peer.recognised_by, answer.dialect.name()));
         self.caller = Some(who.clone());
         let (root, kind) = (Place::ROOT, Kind::Directory);
         let mut at = Fid { who, root, place: root, kind, entry: None, open: None, running: 0 };
@@ -300,13 +325,14 @@ impl Session {
     }
 
     fn ended(&mut self, ended: Ended, output: &mut Output) -> Result<(), Malformed> {
+        let dialect = self.dialect();
         if let Some(number) = ended.fid {
             self.fids.ended(number);
         }
         if !ended.flushes.is_empty() {
-            return ended.flushes.iter().try_for_each(|flush| output.reply(*flush, &Reply::Flush {}));
+            return ended.flushes.iter().try_for_each(|flush| output.reply(dialect, *flush, &Reply::Flush {}));
         }
-        let mut answer = Answerer { tag: ended.tag, output };
+        let mut answer = Answerer { dialect, tag: ended.tag, output };
         let answered = match (ended.what, ended.result) {
             (_, Err(Aborted)) => Err(own(Code::Interrupted, "interrupted: the fid was clunked")),
             (_, Ok(Err(refusal))) => Err(Failure::Tree(refusal)),
@@ -316,7 +342,7 @@ impl Session {
             (What::Unlinkat, Ok(Ok(Finished::Removed))) => answer.send(&Reply::Unlinkat {}),
             (_, Ok(Ok(Finished::Removed))) => answer.send(&Reply::Remove {}),
         };
-        answered.or_else(|failure| self.refuse(ended.tag, failure, output))
+        answered.or_else(|failure| self.refuse(dialect, ended.tag, failure, output))
     }
 
     fn refuse_create(&self, dir: u32, name: &str, what: Creation) -> Result<(), Failure> {
