@@ -3,8 +3,10 @@
 
 use super::dialect::{Dialect, Spoken};
 use super::field::{Cursor, Data, Extended, Field, List, Malformed, NumericId, Qid};
+use super::print::Show;
 use super::stat::Counted;
 use bytes::{BufMut, BytesMut};
+use std::fmt::{self, Formatter};
 
 /// The bytes before a message's fields: size[4] type[1] tag[2].
 pub const HEADER_BYTES: usize = 7;
@@ -127,6 +129,17 @@ macro_rules! messages {
             pub fn kind(&self) -> u8 {
                 match self {
                     $( $table::$name { .. } => $number, )*
+                }
+            }
+
+            /// Prints each field, its name before it.
+            pub(super) fn show_fields(&self, dialect: Dialect, to: &mut Formatter<'_>) -> fmt::Result {
+                match self {
+                    $( $table::$name { $($field),* } => {
+                        $( $field.show(dialect, stringify!($field), to)?; )*
+                        let _ = (dialect, to);
+                        Ok(())
+                    } )*
                 }
             }
 

@@ -5,6 +5,7 @@
 //! - [`field`]: what messages are made of: numbers, strings, qids, lists; bounds-checked, borrowed from the received bytes
 //! - [`frame`]: messages in a stream of bytes: buffers for both directions
 //! - [`stat`]: what 9P2000 and .u say of a file
+//! - [`print`]: messages as lines of text
 //! - [`linux`]: the numbers that .L takes from Linux: open flags, attribute masks, modes
 //! - [`client`]: a client
 //!
@@ -16,6 +17,7 @@ pub mod field;
 pub mod frame;
 pub mod linux;
 pub mod message;
+pub mod print;
 pub mod stat;
 
 pub use dialect::Dialect;

@@ -7,14 +7,24 @@ use super::waiting::{Ended, Finished, Waiting, What};
 use crate::fs::tree::{Caller, Creation, Kind, Place, Stat, Tree};
 use crate::ninep::frame::Output;
 use crate::ninep::{
-    Dialect, Extended, Header, List, MSIZE_MAX, MSIZE_MIN, Malformed, NOFID, NOTAG, Qid, Reply, Request,
-    VERSION_UNKNOWN, linux,
+    Data, Dialect, Extended, Header, List, MSIZE_MAX, MSIZE_MIN, Malformed, NOFID, NOTAG, Qid, Reply, Request,
+    VERSION_UNKNOWN, linux, print,
 };
 use crate::text::{Code, Refusal};
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use futures::future::Aborted;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+
+/// The target of the trace, in which every message is a line as `9pserve -D` of plan9port prints it.
+const TRACE: &str = "blixard::ninep::trace";
+
+/// The most bytes of a sentence in an Rerror: it fits into every message, and clients cut it at 128 (ERRMAX) or 256.
+const SENTENCE_BYTES_MAX: usize = 1024;
+
+/// The types of the two replies that carry data.
+const RREAD: u8 = 117;
+const RREADDIR: u8 = 41;
 
 /// The type of the message with which a session begins.
 const TVERSION: u8 = 100;
@@ -84,8 +94,46 @@ pub(super) struct Answerer<'a> {
 impl Answerer<'_> {
     /// Sends this answer.
     pub fn send(&mut self, reply: &Reply<'_>) -> Result<(), Failure> {
-        self.output.reply(self.dialect, self.tag, reply).map_err(|e| own(Code::Fault, e.to_string()))
+        self.reply(reply).map_err(|e| own(Code::Fault, e.to_string()))
     }
+
+    fn reply(&mut self, reply: &Reply<'_>) -> Result<(), Malformed> {
+        if traced() {
+            trace(&print::reply(self.dialect, self.tag, reply));
+        }
+        self.output.reply(self.dialect, self.tag, reply)
+    }
+
+    /// Rread, of at most `count` bytes. Long data is not copied.
+    pub fn data(&mut self, mut data: Bytes, count: usize) -> Result<(), Failure> {
+        data.truncate(count);
+        if traced() {
+            trace(&print::reply(self.dialect, self.tag, &Reply::Read { data: Data(&data) }));
+        }
+        self.output.data(RREAD, self.tag, data).map_err(|e| own(Code::Fault, e.to_string()))
+    }
+
+    /// Rreaddir.
+    pub fn records(&mut self, data: Bytes) -> Result<(), Failure> {
+        if traced() {
+            trace(&print::reply(self.dialect, self.tag, &Reply::Readdir { data: Data(&data) }));
+        }
+        self.output.data(RREADDIR, self.tag, data).map_err(|e| own(Code::Fault, e.to_string()))
+    }
+
+    /// Rwrite.
+    pub fn wrote(&mut self, count: usize) -> Result<(), Failure> {
+        self.send(&Reply::Write { count: u32::try_from(count).unwrap_or(u32::MAX) })
+    }
+}
+
+/// Are messages to be printed? It is asked once a message, and costs a load while they are not.
+fn traced() -> bool {
+    tracing::enabled!(target: TRACE, tracing::Level::TRACE)
+}
+
+fn trace(line: &dyn std::fmt::Display) {
+    tracing::trace!(target: TRACE, "{line}");
 }
 
 impl Session {
@@ -124,6 +172,12 @@ impl Session {
             None => return Err(Broken::NoVersion(header.kind)),
         };
         let request = Request::decode(dialect, header.kind, body);
+        if traced() {
+            match &request {
+                Ok(request) => trace(&print::request(dialect, tag, request)),
+                Err(malformed) => trace(&format_args!("T{} tag {tag}: {malformed}", header.kind)),
+            }
+        }
         if let Ok(Request::Version { msize, version }) = request {
             return Ok(self.version(msize, version, tag, output)?);
         }
@@ -143,7 +197,7 @@ impl Session {
         };
         match answered {
             Ok(()) => Ok(()),
-            Err(failure) => Ok(self.refuse(dialect, tag, failure, output)?),
+            Err(failure) => Ok(self.refuse(failure, &mut answer)?),
         }
     }
 
@@ -178,12 +232,15 @@ impl Session {
             // Linux takes EOPNOTSUPP for "no such attributes here", and says nothing of it to ls or cp.
             Xattrwalk { fid, .. } | Xattrcreate { fid, .. } => self.unsupported(fid, "extended attributes"),
             Lock { fid, .. } | Getlock { fid, .. } => self.unsupported(fid, "locks"),
-            Open { fid, .. } | Create { fid, .. } | Stat { fid } | Wstat { fid, .. } => self.unsupported(fid, "9P2000"),
+            Open { fid, mode } => self.open(fid, mode, answer),
+            Create { fid, name, perm, .. } => self.create(fid, name, perm),
+            Stat { fid } => self.stat(fid, answer),
+            Wstat { fid, stat } => self.wstat(fid, &stat.0, answer),
         }
     }
 
-    /// Answers with an errno, and puts the sentence where the client's user can read it.
-    fn refuse(&mut self, dialect: Dialect, tag: u16, failure: Failure, output: &mut Output) -> Result<(), Malformed> {
+    /// Answers with an errno or a sentence, and puts the sentence where the client's user can read it.
+    fn refuse(&self, failure: Failure, answer: &mut Answerer<'_>) -> Result<(), Malformed> {
         let refusal = match failure {
             Failure::Tree(refusal) => refusal,
             Failure::Own(refusal) => {
@@ -194,27 +251,30 @@ impl Session {
             }
         };
         let errno = refusal.code.errno().unsigned_abs();
-        match dialect {
-            Dialect::L => output.reply(dialect, tag, &Reply::Lerror { ecode: errno }),
+        match answer.dialect {
+            Dialect::L => answer.reply(&Reply::Lerror { ecode: errno }),
             Dialect::Plain | Dialect::U => {
-                output.reply(dialect, tag, &Reply::Error { ename: &refusal.sentence, errno: Extended(errno) })
+                let sentence = &refusal.sentence;
+                let ename = sentence.get(..sentence.floor_char_boundary(SENTENCE_BYTES_MAX)).unwrap_or(sentence);
+                answer.reply(&Reply::Error { ename, errno: Extended(errno) })
             }
         }
     }
 
     /// Tversion begins a session anew, whatever was before: version(5).
-    fn version(&mut self, msize: u32, version: &str, tag: u16, output: &mut Output) -> Result<(), Malformed> {
+    fn version(&mut self, asked: u32, version: &str, tag: u16, output: &mut Output) -> Result<(), Malformed> {
         (self.fids, self.waiting, self.agreed) = (Fids::default(), Waiting::default(), None);
-        let (asked, msize) = (msize, msize.min(MSIZE_MAX));
-        let Some(dialect) = Dialect::agreed(version).filter(|dialect| *dialect == Dialect::L) else {
-            return output.reply(Dialect::Plain, tag, &Reply::Version { msize, version: VERSION_UNKNOWN });
+        let (spoken, msize) = (Dialect::agreed(version), asked.min(MSIZE_MAX));
+        let mut answer = Answerer { dialect: spoken.unwrap_or(Dialect::Plain), tag, output };
+        let Some(dialect) = spoken else {
+            return answer.reply(&Reply::Version { msize, version: VERSION_UNKNOWN });
         };
         if asked < MSIZE_MIN {
-            let refusal = Refusal::invalid(format!("invalid msize {asked}: {MSIZE_MIN} is the least"));
-            return self.refuse(dialect, tag, Failure::Own(refusal), output);
+            return self
+                .refuse(own(Code::Invalid, format!("invalid msize {asked}: {MSIZE_MIN} is the least")), &mut answer);
         }
         self.agreed = Some(Agreed { dialect, msize });
-        output.reply(dialect, tag, &Reply::Version { msize, version: dialect.name() })
+        answer.reply(&Reply::Version { msize, version: dialect.name() })
     }
 
     /// Who the user is was settled by the connection: `uname` and `n_uname` are not believed.
@@ -226,13 +286,13 @@ impl Session {
         let who = Arc::new(self.tree.caller(self.peer.uid, self.peer.recognised_by, answer.dialect.name()));
         self.caller = Some(who.clone());
         let (root, kind) = (Place::ROOT, Kind::Directory);
-        let mut at = Fid { who, root, place: root, kind, entry: None, open: None, running: 0 };
+        let mut at = Fid { who, root, place: root, kind, open: None, running: 0 };
         let mut qid = qid(&self.tree.stat(&at.who, root)?);
         for name in aname.split('/').filter(|name| !name.is_empty()) {
             qid = self.step(&mut at, name)?;
         }
         at.directory()?;
-        (at.root, at.entry) = (at.place, None);
+        at.root = at.place;
         self.fids.put(fid, at);
         answer.send(&Reply::Attach { qid })
     }
@@ -255,7 +315,7 @@ impl Session {
         for (name, slot) in names.iter().zip(&mut qids) {
             match self.step(&mut at, name) {
                 Ok(qid) => *slot = qid,
-                Err(failure) if reached == 0 => return Err(failure),
+                Err(failure) if reached == 0 => return Err(as_known(failure, answer.dialect)),
                 Err(_) => break,
             }
             reached += 1;
@@ -272,12 +332,24 @@ impl Session {
     fn step(&self, at: &mut Fid, name: &str) -> Result<Qid, Failure> {
         at.directory()?;
         check_name(name)?;
-        let up = name == "..";
-        let next = if up && at.place == at.root { at.place } else { self.tree.walk(&at.who, at.place, name)? };
-        let stat = self.tree.stat(&at.who, next)?;
-        at.entry = (!up).then(|| (at.place, name.into()));
-        (at.place, at.kind) = (next, stat.kind);
+        let mut stat = self.look(at, name)?;
+        if stat.kind == Kind::Link && self.dialect() == Dialect::Plain {
+            // 9P2000 has no links: the name stands for what it leads to.
+            let target = self.tree.readlink(&at.who, stat.place)?;
+            for name in target.split('/') {
+                stat = self.look(at, name)?;
+                (at.place, at.kind) = (stat.place, stat.kind);
+            }
+        }
+        (at.place, at.kind) = (stat.place, stat.kind);
         Ok(qid(&stat))
+    }
+
+    /// What is at a name; `..` leads no further up than what was attached to.
+    fn look(&self, at: &Fid, name: &str) -> Result<Stat, Refusal> {
+        let up = name == "..";
+        let place = if up && at.place == at.root { at.place } else { self.tree.walk(&at.who, at.place, name)? };
+        self.tree.stat(&at.who, place)
     }
 
     fn clunk(&mut self, fid: u32, answer: &mut Answerer<'_>) -> Result<(), Failure> {
@@ -325,14 +397,16 @@ impl Session {
     }
 
     fn ended(&mut self, ended: Ended, output: &mut Output) -> Result<(), Malformed> {
-        let dialect = self.dialect();
         if let Some(number) = ended.fid {
             self.fids.ended(number);
         }
+        let mut answer = Answerer { dialect: self.dialect(), tag: ended.tag, output };
         if !ended.flushes.is_empty() {
-            return ended.flushes.iter().try_for_each(|flush| output.reply(dialect, *flush, &Reply::Flush {}));
+            return ended.flushes.into_iter().try_for_each(|flush| {
+                answer.tag = flush;
+                answer.reply(&Reply::Flush {})
+            });
         }
-        let mut answer = Answerer { dialect, tag: ended.tag, output };
         let answered = match (ended.what, ended.result) {
             (_, Err(Aborted)) => Err(own(Code::Interrupted, "interrupted: the fid was clunked")),
             (_, Ok(Err(refusal))) => Err(Failure::Tree(refusal)),
@@ -342,10 +416,10 @@ impl Session {
             (What::Unlinkat, Ok(Ok(Finished::Removed))) => answer.send(&Reply::Unlinkat {}),
             (_, Ok(Ok(Finished::Removed))) => answer.send(&Reply::Remove {}),
         };
-        answered.or_else(|failure| self.refuse(dialect, ended.tag, failure, output))
+        answered.or_else(|failure| self.refuse(failure, &mut answer))
     }
 
-    fn refuse_create(&self, dir: u32, name: &str, what: Creation) -> Result<(), Failure> {
+    pub(super) fn refuse_create(&self, dir: u32, name: &str, what: Creation) -> Result<(), Failure> {
         let fid = self.fids.get(dir)?.directory()?;
         Err(self.tree.refuse_create(&fid.who, fid.place, name, what).into())
     }
@@ -353,6 +427,17 @@ impl Session {
     fn unsupported(&self, fid: u32, what: &str) -> Result<(), Failure> {
         self.fids.get(fid)?;
         Err(own(Code::Unsupported, format!("not supported: files of this tree have no {what}")))
+    }
+}
+
+/// A name that is not there. In 9P2000 a sentence is all that a client has to tell it from other failures: Linux, which makes
+/// files where it finds none, knows a few sentences by heart, and this is one of them.
+fn as_known(failure: Failure, dialect: Dialect) -> Failure {
+    match failure {
+        Failure::Tree(refusal) if dialect == Dialect::Plain && refusal.code == Code::NotFound => {
+            Failure::Tree(Refusal::not_found("file not found"))
+        }
+        other => other,
     }
 }
 
