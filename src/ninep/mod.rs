@@ -5,14 +5,18 @@
 //! - [`frame`]: messages in a stream of bytes: buffers for both directions
 //! - [`linux`]: the numbers that .L takes from Linux: open flags, attribute masks, modes
 //! - [`client`]: a client
+//! - [`tls`], with [`identity`] and [`holder`]: who is who, by certificates
 //!
 //! Protocol: intro(5) of Plan 9's manual and the files beside it; for .L diod's `protocol.md` and Linux's `net/9p/client.c`.
 
 pub mod client;
 pub mod field;
 pub mod frame;
+pub mod holder;
+pub mod identity;
 pub mod linux;
 pub mod message;
+pub mod tls;
 
 pub use field::{Data, DirEntry, List, Malformed, Qid};
 pub use message::{Header, Reply, Request};
