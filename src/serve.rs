@@ -165,7 +165,11 @@ async fn with_engine(
             (simulated.clone(), HostParts::none(simulated))
         }
     };
-    let guests_uids = host.guest_uids();
+    let guests_uids = match config.hypervisor {
+        config::Hypervisor::Qemu => host.guest_uids(),
+        // Simulated guests call nobody.
+        config::Hypervisor::Simulated => Some(0..0),
+    };
     let options = agent::Options {
         node: NODE,
         data: data.to_owned(),
@@ -176,7 +180,12 @@ async fn with_engine(
     };
     let agent = Agent::start(engine.clone(), hypervisor, host, supervisor.clone(), options).await?;
     let tree: Arc<dyn Tree> = Arc::new(crate::fs::Server::new(engine.clone(), Arc::new(agent.clone()), NODE));
-    let sockets = ninep::Server::bind(tree.clone(), &config.listen, ninep::Options { guests_uids }).await?;
+    let options = ninep::Options {
+        guests_uids,
+        insecure: config.insecure_listen.clone(),
+        identity: crate::ca::node_identity(data),
+    };
+    let sockets = ninep::Server::bind(tree.clone(), &config.listen, options).await?;
     let stop_sockets = start_sockets(supervisor, sockets)?;
     let fuse = Fuse::mount(tree, tokio::runtime::Handle::current(), &config.mount)?;
     say_ready(config)?;
