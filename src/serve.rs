@@ -155,7 +155,11 @@ async fn with_engine(
             (simulated.clone(), HostParts::none(simulated))
         }
     };
-    let guests_uids = host.guest_uids();
+    let guests_uids = match config.hypervisor {
+        config::Hypervisor::Qemu => host.guest_uids(),
+        // Simulated machines have no processes: nobody who connects is a guest.
+        config::Hypervisor::Simulated => Some(0..0),
+    };
     let options = agent::Options {
         node: NODE,
         data: data.to_owned(),
