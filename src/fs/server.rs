@@ -234,6 +234,17 @@ impl Tree for Server {
         Server::walk_in(&state, &at, parts, name)
     }
 
+    fn name(&self, _who: &Caller, place: Place) -> Result<String, Refusal> {
+        let state = self.state();
+        Ok(match self.at(&state, place)? {
+            At::Root => "/".to_owned(),
+            At::Folder(kind) => kind.name.to_owned(),
+            At::Own(_, file) | At::File(file, ..) => file.name.to_owned(),
+            At::Object(kind, _) if kind.numbered => Parts::of(place).object.to_string(),
+            At::Object(_, object) | At::Link(object) => object.name.ok_or_else(gone)?,
+        })
+    }
+
     fn stat(&self, who: &Caller, place: Place) -> Result<Stat, Refusal> {
         let state = self.state();
         let base = Stat {

@@ -3,7 +3,7 @@
 use super::toy::Toy;
 use blixard::fs::ninep::{Options, Server};
 use blixard::ninep::message::HEADER_BYTES;
-use blixard::ninep::{Header, NOFID, NONUNAME, NOTAG, Reply, Request};
+use blixard::ninep::{Dialect, Header, NOFID, NONUNAME, NOTAG, Reply, Request};
 use blixard::text::Dial;
 use bytes::BytesMut;
 use std::io::{self, Read, Write};
@@ -121,7 +121,7 @@ pub struct Message {
 
 impl Message {
     pub fn reply(&self) -> Reply<'_> {
-        Reply::decode(self.kind, &self.body).unwrap()
+        Reply::decode(Dialect::L, self.kind, &self.body).unwrap()
     }
 
     /// The errno, if it is one.
@@ -220,6 +220,6 @@ impl<S: Read + Write> Raw<S> {
 
 pub fn encoded(tag: u16, request: &Request<'_>) -> BytesMut {
     let mut bytes = BytesMut::new();
-    request.encode(tag, &mut bytes).unwrap();
+    request.encode(Dialect::L, tag, &mut bytes).unwrap();
     bytes
 }

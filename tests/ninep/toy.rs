@@ -123,6 +123,13 @@ impl Tree for Toy {
         found.map(|n| Place(n.place)).ok_or_else(gone)
     }
 
+    fn name(&self, _: &Caller, place: Place) -> Result<String, Refusal> {
+        if place.0 >= MANY_FIRST {
+            return Ok((place.0 - MANY_FIRST).to_string());
+        }
+        NODES.iter().find(|n| n.place == place.0).map(|n| n.name.to_owned()).ok_or_else(gone)
+    }
+
     fn stat(&self, _: &Caller, place: Place) -> Result<Stat, Refusal> {
         let (kind, mode, _) = Toy::find(place).ok_or_else(gone)?;
         let size = match kind {

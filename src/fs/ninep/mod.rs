@@ -1,9 +1,9 @@
-//! The 9P2000.L server: the tree over unix sockets and loopback TCP. Knows `tree`, `ninep` and `text`.
+//! The 9P server, in three dialects: the tree over unix sockets and loopback TCP. Knows `tree`, `ninep` and `text`.
 //!
 //! - [`listener`] and [`peer`]: where it listens, and who is at the other end
 //! - [`connection`]: bytes in, bytes out, backpressure
 //! - [`session`]: messages; `fids` is its table, `waiting` holds what can't be answered at once
-//! - `files`, `attributes`: what the messages do
+//! - `files`, `attributes`: what the messages do; `plain` those that 9P2000.L has not
 //! - [`limits`]: what is bounded
 
 mod attributes;
@@ -13,6 +13,7 @@ mod files;
 pub mod limits;
 mod listener;
 mod peer;
+mod plain;
 mod session;
 mod waiting;
 
