@@ -13,7 +13,10 @@ mod abuse;
 mod cli;
 mod client;
 mod codec;
+mod linux;
 mod places;
+mod plain;
+
 mod raw;
 mod rules;
 mod tools;
