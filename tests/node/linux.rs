@@ -14,8 +14,11 @@ struct Version {
     transcripts: &'static [&'static str],
 }
 
-const VERSIONS: &[Version] =
-    &[Version { name: "9p2000.L", transcripts: &["everyday.sh", "links.sh", "nonblocking.sh"] }];
+const VERSIONS: &[Version] = &[
+    Version { name: "9p2000.L", transcripts: &["everyday.sh", "refusals.sh", "links.sh", "nonblocking.sh"] },
+    Version { name: "9p2000.u", transcripts: &["everyday.sh", "refusals.sh", "links.sh"] },
+    Version { name: "9p2000", transcripts: &["everyday.sh", "plain.sh"] },
+];
 
 /// What the transcripts use beside Debian's programs.
 ///
@@ -123,6 +126,9 @@ mod guest {
             typed += &format!("mounted {name}; name={free}\n{}cd /; umount /n/{name}\n", script(&these));
             steps.extend(these);
         }
+        let mounts = steps_of("linux/mounts.sh");
+        typed += &script(&mounts);
+        steps.extend(mounts);
         let shown = boot(&typed);
         check(&steps, &shown, &|| format!("trace:\n{}\nconsole:\n{shown}", node.trace_text()));
     }

@@ -206,7 +206,9 @@ impl Session {
         match request {
             Version { .. } => Ok(()),
             // ENOENT is what diod's programs take for "not required"; Linux asks nobody.
-            Auth { .. } => Err(own(Code::NotFound, "not found: authentication is not required; attach without an afid")),
+            Auth { .. } => {
+                Err(own(Code::NotFound, "not found: authentication is not required; attach without an afid"))
+            }
             Attach { fid, afid, aname, .. } => self.attach(fid, afid, aname, answer),
             Flush { oldtag } => self.flush(oldtag, answer),
             Walk { fid, newfid, names } => self.walk(fid, newfid, names, answer),

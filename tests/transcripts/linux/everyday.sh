@@ -14,8 +14,8 @@ events
 ...
 wait
 $ ls -l vms/$id/ctl vms/$id/state
--rw-rw-rw- 1 root ... vms/.../ctl
--r--r--r-- 1 root ... 8 ... vms/.../state
+-rw-rw-rw- 1 ... vms/.../ctl
+-r--r--r-- 1 ... 8 ... vms/.../state
 $ ls -lR . > /tmp/listing && grep -c '^total' /tmp/listing
 ...
 $ find . -name state -o -name new | sort
@@ -39,10 +39,6 @@ $ echo fly > vms/$id/ctl; echo $?; tail -n 1 err
 ...echo: I/O error
 1
 ...invalid verb 'fly'...
-$ echo start > vms/$id/state
-...cannot create vms/.../state: Permission denied
-$ echo x > vms/$id/nothing
-...cannot create vms/.../nothing: Operation not permitted
 $ cat nowhere
 cat: nowhere: No such file or directory
 $ cat vms
@@ -61,34 +57,18 @@ $ cp vms/$id/spec vms/new && twin=$(ls vms | grep -x '[0-9]*' | sort -n | tail -
 the same
 $ rmdir vms/$twin && cat vms/$twin/state
 cat: vms/.../state: No such file or directory
-$ rm -r vms/$id 2>&1 | sort -u | grep -c 'Operation not permitted$'
-...
-$ rm vms/$id/ctl
-rm: cannot remove 'vms/.../ctl': Operation not permitted
 $ rm -rf vms 2>/dev/null; cat vms/$id/state
 running
-$ rmdir vms/$id
-rmdir: failed to remove 'vms/...': Device or resource busy
-$ mkdir vms/mine
-mkdir: cannot create directory 'vms/mine': Operation not permitted
-$ mv vms/$id vms/mine
-mv: cannot move 'vms/...' to 'vms/mine': Operation not permitted
-$ touch vms/mine
-touch: cannot touch 'vms/mine': Operation not permitted
-$ chmod 600 vms/$id/ctl
-chmod: changing permissions of 'vms/.../ctl': Operation not permitted
-$ ln -s $id vms/mine
-ln: failed to create symbolic link 'vms/mine': Operation not permitted
 $ for n in $(seq 100); do cat vms/$id/status > /tmp/status.$n & done; wait; cat /tmp/status.* | wc -c > /tmp/all; echo $(($(wc -c < /tmp/status) * 100)) | cmp - /tmp/all && echo a hundred
 a hundred
 $ trap : INT; announce & cat vms/$id/events > /tmp/events; echo $?
 press ^C
 130
 $ cat events > /tmp/events & reader=$!; blocked $reader; kill -KILL $reader; wait $reader; echo $?
-Killed
+...
 137
 $ cat vms/events > /tmp/events & reader=$!; blocked $reader; kill -TERM $reader; wait $reader; echo $?
-Terminated
+...
 143
 $ cat vms/$id/state
 running
