@@ -168,6 +168,19 @@ impl<'a, T: Field<'a> + Default> Field<'a> for Extended<T> {
     }
 }
 
+/// A field at a message's end that some clients leave out; then it is read as the default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tail<T>(pub T);
+
+impl<'a, T: Field<'a> + Default> Field<'a> for Tail<T> {
+    fn get(dialect: Dialect, from: &mut Cursor<'a>) -> Result<Self, Malformed> {
+        if from.is_empty() { Ok(Tail::default()) } else { T::get(dialect, from).map(Tail) }
+    }
+    fn put(&self, dialect: Dialect, into: &mut BytesMut) -> Result<(), Malformed> {
+        self.0.put(dialect, into)
+    }
+}
+
 /// A user's or group's number, which 9P2000 lacks: there it takes no bytes, and is read as [`NumericId::NONE`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NumericId(pub u32);

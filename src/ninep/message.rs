@@ -2,7 +2,7 @@
 //! and the fields in the order of the wire; encoding and decoding follow from it.
 
 use super::dialect::{Dialect, Spoken};
-use super::field::{Cursor, Data, Extended, Field, List, Malformed, NumericId, Qid};
+use super::field::{Cursor, Data, Extended, Field, List, Malformed, NumericId, Qid, Tail};
 use super::print::Show;
 use super::stat::Counted;
 use bytes::{BufMut, BytesMut};
@@ -183,8 +183,8 @@ messages! {
         32 InL Xattrcreate { fid: u32, name: &'a str, attr_size: u64, flags: u32 }
         /// Reads an opened directory.
         40 InL Readdir { fid: u32, offset: u64, count: u32 }
-        /// fsync(2).
-        50 InL Fsync { fid: u32, datasync: u32 }
+        /// fsync(2). Clients that keep to the first draft of .L, such as those of rs9p and hugelgupf/p9, send no `datasync`.
+        50 InL Fsync { fid: u32, datasync: Tail<u32> }
         /// Takes or gives back a lock.
         52 InL Lock { fid: u32, kind: u8, flags: u32, start: u64, length: u64, proc_id: u32, client_id: &'a str }
         /// Asks whether a lock could be had.

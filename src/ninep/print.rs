@@ -8,7 +8,7 @@
 //! What fcall(3) has not, because 9P2000 has not, is printed in the same way: the name of each field, and its value.
 
 use super::dialect::Dialect;
-use super::field::{Data, Extended, List, NumericId, Qid};
+use super::field::{Data, Extended, List, NumericId, Qid, Tail};
 use super::linux::Attributes;
 use super::stat::{Counted, Stat, mode};
 use super::{Reply, Request};
@@ -106,6 +106,12 @@ impl Show for NumericId {
 impl<T: Show> Show for Extended<T> {
     fn show(&self, dialect: Dialect, name: &str, to: &mut Formatter<'_>) -> fmt::Result {
         if dialect == Dialect::Plain { Ok(()) } else { self.0.show(dialect, name, to) }
+    }
+}
+
+impl<T: Show> Show for Tail<T> {
+    fn show(&self, dialect: Dialect, name: &str, to: &mut Formatter<'_>) -> fmt::Result {
+        self.0.show(dialect, name, to)
     }
 }
 

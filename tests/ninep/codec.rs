@@ -1,6 +1,6 @@
 //! The codec: whatever bytes arrive, it never panics; whatever is encoded is decoded to the same.
 
-use blixard::ninep::field::{Cursor, Field};
+use blixard::ninep::field::{Cursor, Field, Tail};
 use blixard::ninep::linux::Attributes;
 use blixard::ninep::stat::Counted;
 use blixard::ninep::{
@@ -72,7 +72,7 @@ fn requests(dialect: Dialect) -> Vec<Request<'static>> {
         Request::Xattrwalk { fid, newfid: 2, name },
         Request::Xattrcreate { fid, name, attr_size: 9, flags: 0 },
         Request::Readdir { fid: 0, offset: 0, count: 1000 },
-        Request::Fsync { fid, datasync: 1 },
+        Request::Fsync { fid, datasync: Tail(1) },
         Request::Lock { fid, kind: 1, flags: 0, start: 1, length: 2, proc_id: 3, client_id: "me" },
         Request::Getlock { fid, kind: 1, start: 1, length: 2, proc_id: 3, client_id: "me" },
         Request::Link { dfid: 0, fid, name },
@@ -161,7 +161,10 @@ macro_rules! there_and_back {
         assert_eq!((header.size as usize, header.kind, header.tag), (bytes.len(), message.kind(), 77));
         assert_eq!($table::decode(dialect, header.kind, body).unwrap(), message, "{name} of {dialect}");
         for length in 0..body.len() {
-            assert!($table::decode(dialect, header.kind, &body[..length]).is_err(), "{name} cut to {length}");
+            // Some clients send no `datasync`.
+            let is_whole = (name, length) == ("Fsync", 4) && header.kind == 50;
+            let cut = $table::decode(dialect, header.kind, &body[..length]);
+            assert_eq!(cut.is_ok(), is_whole, "{name} cut to {length}");
         }
         let more = [body, &[0]].concat();
         assert_eq!($table::decode(dialect, header.kind, &more), Err(Malformed::Trailing(1)), "{name}");
@@ -240,7 +243,8 @@ proptest! {
             if let Ok(request) = Request::decode(dialect, kind, &body) {
                 let mut bytes = BytesMut::new();
                 request.encode(dialect, 1, &mut bytes).unwrap();
-                prop_assert_eq!(&bytes[7..], &body[..]);
+                let missing = if matches!(request, Request::Fsync { .. }) && body.len() == 4 { 4 } else { 0 };
+                prop_assert_eq!(&bytes[7..bytes.len() - missing], &body[..]);
             }
             if let Ok(reply) = Reply::decode(dialect, kind, &body) {
                 let mut bytes = BytesMut::new();

@@ -14,6 +14,7 @@ mod cli;
 mod client;
 mod codec;
 mod linux;
+mod oracle;
 mod places;
 mod plain;
 

@@ -2,6 +2,7 @@
 
 use super::toy::Toy;
 use blixard::fs::ninep::{Options, Server};
+use blixard::ninep::field::Tail;
 use blixard::ninep::linux::open as flag;
 use blixard::ninep::message::HEADER_BYTES;
 use blixard::ninep::stat::{Counted, open as mode};
@@ -251,7 +252,7 @@ impl<S: Read + Write> Raw<S> {
     /// What fsync(2) becomes.
     pub fn fsync(&mut self, fid: u32) {
         self.does(&match self.dialect {
-            Dialect::L => Request::Fsync { fid, datasync: 0 },
+            Dialect::L => Request::Fsync { fid, datasync: Tail(0) },
             Dialect::Plain | Dialect::U => Request::Wstat { fid, stat: Counted(Stat::UNTOUCHED) },
         });
     }
