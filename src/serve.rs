@@ -167,7 +167,7 @@ async fn with_engine(
     };
     let guests_uids = match config.hypervisor {
         config::Hypervisor::Qemu => host.guest_uids(),
-        // Simulated guests call nobody.
+        // Simulated machines have no processes: nobody who connects is a guest.
         config::Hypervisor::Simulated => Some(0..0),
     };
     let options = agent::Options {
