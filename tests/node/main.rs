@@ -9,6 +9,7 @@ mod guest;
 mod images;
 mod kills;
 mod linux;
+mod starts;
 mod support;
 #[path = "../table/mod.rs"]
 mod table;

@@ -26,8 +26,10 @@ pub enum Command {
         hypervisor: String,
         /// Memory that guests may have there, in bytes.
         memory_bytes: u64,
-        /// Virtual CPUs that guests may have there.
+        /// CPUs of the host.
         cpus: u32,
+        /// Virtual CPUs that all guests there may have together; None: no limit.
+        vcpus_max: Option<u32>,
     },
     /// A node's process is about to end cleanly.
     NodeDown,
