@@ -8,8 +8,11 @@ mod guest;
 #[path = "../images/mod.rs"]
 mod images;
 mod kills;
+mod secure;
 mod support;
 #[path = "../table/mod.rs"]
 mod table;
 mod tables;
+mod tls;
 mod transcripts;
+mod users;

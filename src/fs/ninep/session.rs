@@ -4,6 +4,7 @@
 use super::fids::{Fid, Fids};
 use super::peer::Peer;
 use super::waiting::{Ended, Finished, Waiting, What};
+use crate::fs::sessions::Session as Counted;
 use crate::fs::tree::{Caller, Creation, Kind, Place, Stat, Tree};
 use crate::ninep::frame::Output;
 use crate::ninep::{
@@ -55,6 +56,8 @@ pub(super) enum Broken {
 pub(super) struct Session {
     pub(super) tree: Arc<dyn Tree>,
     peer: Peer,
+    /// Where it is counted.
+    counted: Arc<Counted>,
     /// Agreed on by Tversion; no session before that.
     msize: Option<u32>,
     /// Who attached last; whose `/err` is told of refusals that belong to no fid.
@@ -79,9 +82,14 @@ impl Answerer<'_> {
 
 impl Session {
     /// A session in which nothing has been said.
-    pub fn new(tree: Arc<dyn Tree>, peer: Peer) -> Self {
+    pub fn new(tree: Arc<dyn Tree>, peer: Peer, counted: Arc<Counted>) -> Self {
         let (fids, waiting, scratch) = (Fids::default(), Waiting::default(), BytesMut::new());
-        Session { tree, peer, msize: None, caller: None, fids, waiting, scratch }
+        Session { tree, peer, counted, msize: None, caller: None, fids, waiting, scratch }
+    }
+
+    /// A message was handled.
+    pub fn count(&self) {
+        self.counted.handled(self.fids.len(), self.waiting.len());
     }
 
     /// Has a version been agreed on?
@@ -188,6 +196,7 @@ impl Session {
             self.refuse(tag, Failure::Own(refusal), output)
         } else {
             self.msize = Some(agreed);
+            self.counted.agreed(VERSION_L, agreed);
             output.reply(tag, &Reply::Version { msize: agreed, version: VERSION_L })
         }
     }
