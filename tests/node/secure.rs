@@ -26,7 +26,7 @@ pub fn ca(data: &Path, arguments: &[&str]) -> Output {
         .arg("ca")
         .args(arguments)
         .env("BLIXARD_DATA", data)
-        .env("BLIXARD", format!("unix!{}/sock", data.display()))
+        .env("BLIXARD", format!("unix!{}/sock", data.parent().unwrap().display()))
         .stdin(Stdio::null())
         .output()
         .unwrap()

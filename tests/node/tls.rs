@@ -87,7 +87,7 @@ async fn is_let_in(secure: &Secure, shown: Option<&Shown>, port: u16) -> bool {
     timeout(PATIENCE, attempt).await.expect("the server says something or ends it").unwrap_or(false)
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn only_the_right_certificate_comes_in_and_every_other_is_refused_with_a_reason() {
     let secure = Secure::start();
     secure.node.write("users/new", "name=ann role=operator").unwrap();
@@ -133,7 +133,7 @@ async fn only_the_right_certificate_comes_in_and_every_other_is_refused_with_a_r
     assert!(is_let_in(&secure, Some(&right), 5640).await, "and all the same the right one comes in");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn the_client_takes_no_server_but_its_own() {
     let secure = Secure::start();
     let identity = Identity::read(&secure.issue("ann")).unwrap();

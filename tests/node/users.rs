@@ -32,7 +32,7 @@ fn furnished() -> Secure {
     secure
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_viewer_starts_nothing_over_any_front() {
     let secure = furnished();
     let identity = secure.issue("vic");
@@ -60,7 +60,8 @@ async fn a_viewer_starts_nothing_over_any_front() {
     let ctl = over_tls.open("vms/1/ctl", open::WRITE_ONLY).await.unwrap();
     ctl.write(0, b"start\n").await.unwrap();
     assert_eq!(secure.node.wait(1), "running");
-    assert!(secure.node.read("log").lines().any(|line| line.contains(" vic ") && line.contains("vms/1 start")));
+    let log = secure.node.read("log");
+    assert!(log.lines().any(|line| line.contains(" user=vic ") && line.contains("vms/1 start")), "{log}");
     secure.node.write("users/vic/ctl", "set role=viewer").unwrap();
     assert_eq!(denied(ctl.write(0, b"stop\n").await), EACCES, "what was open is no way round");
 }
@@ -71,7 +72,7 @@ fn sessions(node: &Node) -> Vec<Vec<String>> {
     text.lines().map(|line| line.split_whitespace().map(str::to_owned).collect()).collect()
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn sessions_show_who_is_connected() {
     let secure = furnished();
     let client = secure.client(&secure.issue("vic")).await.unwrap();
@@ -130,22 +131,28 @@ fn a_revoked_certificate_ends_what_waits_by_it() {
     assert!(text(&output).starts_with("user vic\n"), "a new one does: {}", text(&output));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn who_is_deleted_or_gets_another_uid_is_sent_away() {
     let secure = furnished();
     let client = secure.client(&secure.issue("vic")).await.unwrap();
     let events = client.open("events", open::READ_ONLY).await.unwrap();
-    let waiting = tokio::spawn(async move { events.read(0).await.map(drop) });
+    let waiting = tokio::spawn(async move {
+        loop {
+            // What happened to her is the last that she is told.
+            if let Err(error) = events.read(0).await {
+                return error;
+            }
+        }
+    });
     let mount = secure.node.mount();
     let vic = mount.join("users/vic");
     tokio::task::spawn_blocking(move || std::fs::remove_dir(vic)).await.unwrap().unwrap();
     let ended = waiting.await.unwrap();
-    assert!(matches!(ended, Err(ClientError::Closed(_))), "{ended:?}");
+    assert!(matches!(ended, ClientError::Closed(_)), "{ended:?}");
     secure.until_traced("there is no user 'vic'");
     // By uid, over the socket.
     let root = Client::connect(&secure.unix().parse().unwrap()).await.unwrap();
     let events = root.open("events", open::READ_ONLY).await.unwrap();
-    events.read(0).await.ok();
     let waiting = tokio::spawn(async move { while events.read(0).await.is_ok() {} });
     secure.node.write("users/new", "name=other role=admin").unwrap();
     secure.node.write("users/root/ctl", "set uid=77").unwrap();
@@ -158,7 +165,7 @@ fn listed(secure: &Secure, dial: &str, identity: Option<&Path>, path: &str) -> S
     text(&secure.blixard_as(CON, dial, identity, &["ls", path])).replace('\n', " ")
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn who_is_confined_sees_nothing_else_over_any_front() {
     let secure = furnished();
     secure.node.new_vm("image=tiny memory=64M name=hidden").unwrap();
@@ -214,14 +221,14 @@ fn nobody_writes_over_a_network_without_a_certificate() {
     let folder = tempfile::Builder::new().prefix("n").tempdir().unwrap();
     let script = r#"
         set -eu
-        ip link set lo up; ip link add d0 type dummy; ip address add 10.99.0.1/24 dev d0; ip link set d0 up
-        serve() { blixard serve --data data --mount mnt --hypervisor simulated --images images "$@"; }
+        ip link set lo up; ip link add d0 type veth peer name d1; ip address add 10.99.0.1/24 dev d0; ip link set d0 up; ip link set d1 up
+        flags='--data data --mount mnt --hypervisor simulated --images images'
         blixard ca init --data data --host 10.99.0.1
         mkdir images
-        serve --listen 'tcp!10.99.0.1!564' 2>&1 && echo served-plainly
-        serve --listen 'tcp!*!564' 2>&1 && echo served-plainly
+        blixard serve $flags --listen 'tcp!10.99.0.1!564' 2>&1 && echo served-plainly
+        blixard serve $flags --listen 'tcp!*!564' 2>&1 && echo served-plainly
         mkfifo ready; exec 3<>ready
-        serve --listen 'tls!*!5640' --insecure-listen 'tcp!*!564' >ready 2>trace & node=$!
+        blixard serve $flags --listen 'tls!*!5640' --insecure-listen 'tcp!*!564' >ready 2>trace & node=$!
         trap 'kill $node; wait $node' EXIT
         read -r line <&3
         export BLIXARD=unix!$PWD/data/sock
@@ -235,10 +242,9 @@ fn nobody_writes_over_a_network_without_a_certificate() {
         blixard --at 'tls!10.99.0.1!5640' --identity ann.pem write users/new name=bob
         blixard cat users/list
     "#;
-    // `set -e` does not end what stands before `&&`.
     let binary = Path::new(env!("CARGO_BIN_EXE_blixard")).parent().unwrap();
     let output = Command::new("unshare")
-        .args(["--net", "--mount", "sh", "-c", &script.replace(" && echo", " && echo >&2")])
+        .args(["--net", "--mount", "sh", "-c", script])
         .current_dir(folder.path())
         .env("PATH", format!("{}:{}", binary.display(), std::env::var("PATH").unwrap()))
         .stdin(Stdio::null())
@@ -255,22 +261,38 @@ fn nobody_writes_over_a_network_without_a_certificate() {
     assert!(said.contains("\nbob ") && !said.contains("\neve "), "{said}");
 }
 
-/// The commands of docs/users.md, typed in their order.
-#[test]
-fn what_the_documentation_of_users_shows() {
-    let text_of = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/users.md")).unwrap();
+/// Types the commands of a text in their order. What serves is there already, and has its authority; alpha is where it listens.
+fn type_all(text_of: &str) -> (Secure, String) {
     let secure = Secure::start();
-    // What serves is there already, and has its authority; alpha is where it listens.
     let typed = text_of.lines().filter_map(|line| line.strip_prefix("    "));
     let typed: Vec<_> = typed.filter(|l| !l.contains("blixard serve") && !l.contains("blixard ca init")).collect();
-    assert!(typed.len() > 12, "{typed:#?}");
     let script =
         format!("set -eu\ncd ..\n{}\n", typed.join("\n")).replace("tls!alpha!", &format!("tls!{}!", secure.host));
-    let output = secure.node.shell_with("bash", &script, &[("BLIXARD_DATA", secure.node.data().to_str().unwrap())]);
+    let (data, dial) = (secure.node.data(), secure.unix());
+    let variables = [("BLIXARD_DATA", data.to_str().unwrap()), ("BLIXARD", &*dial)];
+    let output = secure.node.shell_with("bash", &script, &variables);
     let said = text(&output);
     assert!(output.status.success(), "{script}\n{said}");
-    for shown in ["uid 54321\n", "user ann\nrole viewer\n", "  node  beta  ", "  user  ann  "] {
-        assert!(said.contains(shown) || shown.contains("beta"), "{shown}: {said}");
+    assert!(secure.node.read("users/ann/status").contains("\nrevoked "), "the last that was done to her: {said}");
+    (secure, said)
+}
+
+fn of_repository(file: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap()
+}
+
+#[test]
+fn what_the_documentation_of_users_shows() {
+    let (secure, said) = type_all(&of_repository("docs/users.md"));
+    for shown in ["\nuid 54321\n", "user ann\nrole viewer\n", "  user  ann  ", "beta.pem"] {
+        assert!(said.contains(shown), "{shown}: {said}");
     }
-    secure.until_traced("is revoked");
+    assert!(!secure.node.read("users/eve/status").contains("within"));
+}
+
+#[test]
+fn what_the_readme_shows_of_users() {
+    let readme = of_repository("README.md");
+    let (_, part) = readme.split_once("## Who may do what\n").unwrap();
+    type_all(part.split("\n## ").next().unwrap());
 }
