@@ -220,17 +220,35 @@ async fn start(
         set_trace_level,
     };
     let agent = Agent::start(engine.clone(), hypervisor, host, supervisor.clone(), options).await?;
-    let tree: Arc<dyn Tree> = Arc::new(crate::fs::Server::new(engine.clone(), Arc::new(agent.clone()), NODE));
+    let server = crate::fs::Server::new(engine.clone(), Arc::new(agent.clone()), NODE);
+    let tree: Arc<dyn Tree> = Arc::new(server.clone());
+    start_watch(supervisor, &server)?;
     let options = ninep::Options {
         guests_uids,
         insecure: config.insecure_listen.clone(),
         identity: crate::ca::node_identity(data),
+        sessions: server.sessions().clone(),
     };
     let sockets = ninep::Server::bind(tree.clone(), &config.listen, options).await?;
     let stop_sockets = start_sockets(supervisor, sockets)?;
     let fuse = Fuse::mount(tree, tokio::runtime::Handle::current(), &config.mount)?;
     say_ready(config)?;
     Ok(Serving { agent, stop_sockets, fuse })
+}
+
+/// Whoever is not to be connected any more is not for long.
+fn start_watch(supervisor: &Supervisor, server: &crate::fs::Server) -> Result<(), ServeError> {
+    let server = server.clone();
+    let start = move |ending: CancellationToken| {
+        let watching = server.clone().watch_sessions();
+        async move {
+            tokio::select! {
+                () = watching => Err("the engine has ended".to_owned()),
+                () = ending.cancelled() => Ok(()),
+            }
+        }
+    };
+    supervisor.start("sessions", Policy::VITAL, start).map_err(ServeError::Failed)
 }
 
 /// The 9P server as a task of the tree of supervision. It has its sockets already and can't be made twice, so its end is one of

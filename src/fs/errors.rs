@@ -84,7 +84,7 @@ mod tests {
     #[test]
     fn a_repeated_refusal_is_seen_to_be_a_new_one_whatever_the_clock_does() {
         let (errors, mut before) = (Errors::default(), String::new());
-        let who = Caller { uid: Some(1), user: "ann".into(), authenticated_by: "test", dialect: "test" };
+        let who = Caller { uid: Some(1), user: "ann".into(), ..Caller::default() };
         for now_ms in [Some(5_000), None, Some(4_000)].into_iter().flat_map(|now_ms| [now_ms; 2 * SENTENCES_MAX]) {
             errors.note(&who, &Refusal::busy("as before"), now_ms);
             let now = errors.of(&who);

@@ -111,7 +111,9 @@ fn me(asked: &Asked<'_>) -> Result<String, Refusal> {
         .line("user", &who.user)
         .line("role", role)
         .maybe("uid", who.uid)
+        .maybe("within", super::users::within(asked.state, &who.user))
         .line("authenticated-by", who.authenticated_by)
+        .maybe("from", Some(&who.from).filter(|from| !from.is_empty()))
         .line("dialect", who.dialect);
     Ok(text.print())
 }

@@ -32,11 +32,25 @@ impl Node {
         node
     }
 
+    /// Starts a node with what `prepare` says once it has been told the folder, in which `data` is to be the node's data.
+    pub fn prepared(prepare: impl FnOnce(&Path) -> Vec<String>) -> Node {
+        let folder = tempfile::Builder::new().prefix("n").tempdir().unwrap();
+        let arguments = prepare(folder.path());
+        let mut node = Node { folder, arguments, process: None };
+        node.start();
+        node
+    }
+
     /// A node that is to be started with these further arguments.
     pub fn unstarted(arguments: &[&str]) -> Node {
         let folder = tempfile::Builder::new().prefix("n").tempdir().unwrap();
         let arguments = arguments.iter().map(|a| (*a).to_owned()).collect();
         Node { folder, arguments, process: None }
+    }
+
+    /// The folder with everything of the node.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// The data folder.
@@ -240,6 +254,11 @@ impl Node {
 
     /// Runs a shell line with the tree as working folder and `blixard` on the path.
     pub fn shell(&self, shell: &str, line: &str) -> std::process::Output {
+        self.shell_with(shell, line, &[])
+    }
+
+    /// The same, with these variables.
+    pub fn shell_with(&self, shell: &str, line: &str, variables: &[(&str, &str)]) -> std::process::Output {
         let binary = Path::new(env!("CARGO_BIN_EXE_blixard")).parent().unwrap();
         let path = format!("{}:{}", binary.display(), std::env::var("PATH").unwrap());
         Command::new(shell)
@@ -247,6 +266,7 @@ impl Node {
             .current_dir(self.mount())
             .env("PATH", path)
             .env("BLIXARD", self.dial())
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .output()
             .unwrap()

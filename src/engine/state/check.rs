@@ -43,6 +43,7 @@ impl State {
             .try_for_each(|(id, vm)| holds(&[(*id == vm.id, "its key is its number")], || format!("vm {id}")))?;
         self.check_cluster()?;
         self.check_objects()?;
+        self.check_access()?;
         self.check_names()?;
         self.check_promises()?;
         self.check_leases()

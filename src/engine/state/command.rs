@@ -110,6 +110,40 @@ pub enum Command {
         /// The uid on the nodes, for unix sockets and FUSE.
         uid: Option<u32>,
     },
+    /// As [`Command::UserNew`], for a user who is confined. Since format 2, as all that follow.
+    UserNewWithin {
+        /// The user's name.
+        name: String,
+        /// The role.
+        role: super::Role,
+        /// The uid on the nodes.
+        uid: Option<u32>,
+        /// The VMs that the user is confined to; none: not confined.
+        within: Vec<VmId>,
+    },
+    /// As [`Command::UserSet`], and sets the confinement, which that leaves as it is.
+    UserSetWithin {
+        /// The user's name.
+        name: String,
+        /// The role.
+        role: super::Role,
+        /// The uid on the nodes.
+        uid: Option<u32>,
+        /// The VMs that the user is confined to; none: not confined.
+        within: Vec<VmId>,
+    },
+    /// Forgets a user; refused of the last admin. Objects stay with the name.
+    UserDelete {
+        /// The user's name.
+        name: String,
+    },
+    /// A certificate of a user is not taken any more.
+    CertificateRevoke {
+        /// The user's name.
+        name: String,
+        /// The certificate's serial number, in lower hexadecimal digits.
+        serial: String,
+    },
 }
 
 /// `version=` and `id=`.

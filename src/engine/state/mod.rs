@@ -6,10 +6,11 @@
 //! - `apply.rs`: takes an entry: is it new, is it allowed; then hands each command to the entity that it is about
 //! - `vm.rs`: the VM and its transitions, drawn there; `spec.rs`: what may be asked of one; `vms.rs`: what else a command
 //!   about one touches: names, leases, promises of memory; `placement.rs`: which node it goes to
-//! - `node.rs`, `image.rs`, `user.rs`: the other entities (pools are in the room `ipam`)
+//! - `node.rs`, `image.rs`, `user.rs`: the other entities (pools are in the room `ipam`); `access.rs`: what narrows a user
 //! - `event.rs`, `history.rs`, `directory.rs`: what happened, to what, and when last; `keys.rs`: `id=KEY`
 //! - `encoding.rs`: entries and states as bytes; `check.rs`: every invariant in one function
 
+pub mod access;
 mod apply;
 mod check;
 pub mod command;
@@ -29,6 +30,7 @@ pub mod vm;
 mod vms;
 mod words;
 
+pub use access::{About, Access};
 pub use command::{Command, Conditions, VmReport, VmVerb};
 pub use directory::{Directory, Kind, Touched};
 pub use encoding::DecodeError;
@@ -107,6 +109,8 @@ pub struct State {
     last_image: u64,
     last_user: u64,
     directories: OrdMap<Kind, Directory>,
+    /// Since format 2.
+    access: OrdMap<String, Access>,
 }
 
 impl State {
@@ -157,6 +161,11 @@ impl State {
             imbl::ordmap::DiffItem::Update { old: (_, old), new: (_, new) } => (Some(old), Some(new)),
             imbl::ordmap::DiffItem::Remove(_, vm) => (Some(vm), None),
         })
+    }
+
+    /// The owner of a VM, for the rights on it.
+    fn owner_of(&self, id: VmId) -> Option<&str> {
+        self.vms.get(&id).map(|vm| vm.owner.as_str())
     }
 
     /// What changed last among the objects of a kind.

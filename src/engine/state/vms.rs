@@ -4,7 +4,8 @@ use super::apply::Work;
 use super::placement::{Promised, place};
 use super::vm::Change;
 use super::{
-    By, Conditions, Kind, NodeId, Operation, Reply, SpecChanges, Subject, Vm, VmId, VmReport, VmSpec, VmVerb, What,
+    About, By, Conditions, Kind, NodeId, Operation, Reply, SpecChanges, Subject, Vm, VmId, VmReport, VmSpec, VmVerb,
+    What,
 };
 use crate::text::attrs::shown;
 use crate::text::{Refusal, name, nearest};
@@ -17,7 +18,7 @@ const LISTED_MAX: usize = 8;
 
 impl Work<'_> {
     pub(super) fn vm_new(&mut self, called: Option<&str>, spec: &VmSpec) -> Result<Reply, Refusal> {
-        self.allowed(None, Operation::Create, "vms/new")?;
+        self.allowed(About::Cluster, Operation::Create, "vms/new")?;
         spec.check()?;
         if let Some(called) = called {
             self.check_vm_name(called, None)?;
@@ -72,7 +73,7 @@ impl Work<'_> {
 
     pub(super) fn vm_verb(&mut self, id: VmId, verb: &VmVerb, conditions: &Conditions) -> Result<Reply, Refusal> {
         let mut vm = self.vm_there(id)?;
-        self.allowed(Some(&vm.owner), Operation::Control, &format!("vm {id}"))?;
+        self.allowed(About::Vm(id), Operation::Control, &format!("vm {id}"))?;
         if let Some(wanted) = conditions.version.filter(|v| *v != vm.version) {
             let sentence = format!("version={wanted} did not match: vm {id} has version {} by now", vm.version);
             return Err(Refusal::stale(sentence));
