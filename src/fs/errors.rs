@@ -63,7 +63,7 @@ mod tests {
     #[test]
     fn everybody_sees_their_own_and_it_is_bounded() {
         let errors = Errors::default();
-        let user = |n: u32| Caller { uid: Some(n), user: "none".into(), authenticated_by: "test", dialect: "test" };
+        let user = |n: u32| Caller { uid: Some(n), user: "none".into(), ..Caller::default() };
         for n in 0..2_000 {
             errors.note(&user(n), &Refusal::busy("one\ntwo"), u64::from(n));
         }

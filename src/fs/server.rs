@@ -6,7 +6,9 @@ use super::place::{LINK, Parts, ROOT};
 use super::root::{FILES as ROOT_FILES, KINDS};
 use super::table::{Asked, Content, File, Kind as ObjectKind, Object};
 use super::texts::Texts;
-use super::tree::{Answer, Caller, Creation, DirEntry, Handle, Kind, OpenMode, Opened, Place, Stat, Tree, gone};
+use super::tree::{
+    Answer, Caller, Creation, Credential, DirEntry, Handle, Kind, OpenMode, Opened, Place, Stat, Tree, gone,
+};
 use crate::engine::state::{By, NOBODY, NodeId, Operation, State, Touched};
 use crate::engine::{Engine, LocalHost};
 use crate::text::{Code, Refusal, attrs::shown};
@@ -213,10 +215,24 @@ impl Server {
 }
 
 impl Tree for Server {
-    fn caller(&self, uid: Option<u32>, authenticated_by: &'static str, dialect: &'static str) -> Caller {
+    fn caller(&self, credential: &Credential, authenticated_by: &'static str, dialect: &'static str) -> Caller {
         let state = self.state();
-        let user = uid.and_then(|uid| state.user_with_uid(uid)).map_or(NOBODY, |u| u.name.as_str());
-        Caller { uid, user: user.to_owned(), authenticated_by, dialect }
+        let (uid, user) = match credential {
+            Credential::Uid(uid) => (Some(*uid), state.user_with_uid(*uid)),
+            Credential::Certificate { name, .. } => (None, state.user_named(name)),
+            Credential::Unknown => (None, None),
+        };
+        let user = user.map_or(NOBODY, |u| u.name.as_str()).to_owned();
+        Caller { uid, user, authenticated_by, dialect, from: String::new() }
+    }
+
+    fn admit(&self, credential: &Credential) -> Result<(), Refusal> {
+        match credential {
+            Credential::Certificate { name, .. } if self.state().user_named(name).is_none() => Err(Refusal::denied(
+                format!("no permission: there is no user '{}'; an admin makes one by users/new", shown(name)),
+            )),
+            _ => Ok(()),
+        }
     }
 
     fn walk(&self, _who: &Caller, dir: Place, name: &str) -> Result<Place, Refusal> {

@@ -57,9 +57,10 @@ async fn what_is_no_socket_is_left_alone() {
 
 #[tokio::test]
 async fn tcp_is_for_loopback_alone() {
-    for dial in ["tcp!0.0.0.0!0", "tcp!::!0", "tcp!192.0.2.1!0"] {
+    for dial in ["tcp!0.0.0.0!0", "tcp!::!0", "tcp!192.0.2.1!0", "tcp!*!0"] {
         let said = refused(bind(dial).await);
         assert!(said.starts_with("not permitted:") && said.contains("loopback only"), "{said}");
+        assert!(said.contains("tls!") && said.contains("--insecure-listen"), "{said}");
     }
     let server = bind("tcp!127.0.0.1!0").await.unwrap();
     let dial = server.dials().unwrap().remove(0);

@@ -9,6 +9,7 @@ mod guest;
 #[path = "../images/mod.rs"]
 mod images;
 mod kills;
+mod linux;
 mod support;
 #[path = "../table/mod.rs"]
 mod table;

@@ -158,11 +158,6 @@ impl State {
         })
     }
 
-    /// The owner of a VM, for the rights on it.
-    pub fn owner_of(&self, id: VmId) -> Option<&str> {
-        self.vms.get(&id).map(|vm| vm.owner.as_str())
-    }
-
     /// What changed last among the objects of a kind.
     pub fn directory(&self, kind: Kind) -> Directory {
         self.directories.get(&kind).copied().unwrap_or_default()

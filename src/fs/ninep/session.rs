@@ -286,7 +286,7 @@ impl Session {
             return Err(own(Code::Invalid, "invalid afid: authentication is not required, so it must be NOFID"));
         }
         self.fids.check_free(fid)?;
-        let who = Arc::new(self.tree.caller(self.peer.uid, self.peer.recognised_by, answer.dialect.name()));
+        let who = Arc::new(self.peer.caller(&*self.tree, answer.dialect.name()));
         self.caller = Some(who.clone());
         let (root, kind) = (Place::ROOT, Kind::Directory);
         let mut at = Fid { who, root, place: root, kind, open: None, running: 0 };
