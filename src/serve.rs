@@ -68,12 +68,22 @@ pub enum ServeError {
 pub fn serve(config: &Config, accept_loss: bool) -> Result<(), ServeError> {
     let set_trace_level = start_trace(config)?;
     config.check_places()?;
+    raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|e| ServeError::Io("no runtime", e))?;
     let served = runtime.block_on(run(config, accept_loss, set_trace_level));
     // What still blocks by now, such as a rendering for a reader, must not keep the process.
     runtime.shutdown_background();
     served
+}
+
+/// Each machine and each connection holds descriptors, and the usual soft limit of 1024 is for programs that call select(2).
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, soft = ?limit.current, "the limit of open files can't be raised");
+    }
 }
 
 /// The trace goes to stderr, as text or JSON; its level can be changed while it runs.
@@ -157,7 +167,7 @@ async fn with_engine(
     };
     let guests_uids = match config.hypervisor {
         config::Hypervisor::Qemu => host.guest_uids(),
-        // Simulated guests call nobody.
+        // Simulated machines have no processes: nobody who connects is a guest.
         config::Hypervisor::Simulated => Some(0..0),
     };
     let options = agent::Options {
@@ -185,6 +195,8 @@ async fn with_engine(
     let ended = ends.wait(engine, supervisor, &fuse).await;
     fuse.unmount().await;
     stop_sockets.cancel();
+    // Nobody is to start a machine while the host is tidied.
+    supervisor.stop().await;
     if let Err(refusal) = agent.stop().await {
         tracing::warn!(%refusal, "the log was not told that this node goes down");
     }

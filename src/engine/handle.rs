@@ -197,6 +197,15 @@ impl Engine {
         }
     }
 
+    /// The engine's own tasks, and whether each still runs; none when it is closed. One that ends is the engine's end.
+    pub fn tasks(&self) -> Vec<(&'static str, bool)> {
+        let tasks = self.shared.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(Tasks { appender, applier, snapshots, scribe }) = &*tasks else { return Vec::new() };
+        [("appender", appender), ("applier", applier), ("snapshots", snapshots), ("audit", scribe)]
+            .map(|(name, task)| (name, !task.is_finished()))
+            .to_vec()
+    }
+
     /// The audit trail after the entry `seq`: at most `max` lines, up to what [`Engine::state`] shows now.
     pub async fn audit_after(&self, seq: u64, max: usize) -> Result<AuditLines, Refusal> {
         let applied = *self.shared.view.changes().borrow();

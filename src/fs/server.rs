@@ -275,6 +275,17 @@ impl Tree for Server {
         if sees(&state, &who.user, found) { Ok(found) } else { Err(Server::not_found(name, &[])) }
     }
 
+    fn name(&self, who: &Caller, place: Place) -> Result<String, Refusal> {
+        let state = self.state();
+        Ok(match self.at(&state, who, place)? {
+            At::Root => "/".to_owned(),
+            At::Folder(kind) => kind.name.to_owned(),
+            At::Own(_, file) | At::File(file, ..) => file.name.to_owned(),
+            At::Object(kind, _) if kind.numbered => Parts::of(place).object.to_string(),
+            At::Object(_, object) | At::Link(object) => object.name.ok_or_else(gone)?,
+        })
+    }
+
     fn stat(&self, who: &Caller, place: Place) -> Result<Stat, Refusal> {
         let state = self.state();
         let base = Stat {

@@ -162,6 +162,9 @@ pub trait Tree: Send + Sync + 'static {
     /// The place of `name` in `dir`. `..` is the parent; of the root, the root.
     fn walk(&self, who: &Caller, dir: Place, name: &str) -> Result<Place, Refusal>;
 
+    /// The name of a place in its directory; of the root, `/`.
+    fn name(&self, who: &Caller, place: Place) -> Result<String, Refusal>;
+
     /// What is at a place.
     fn stat(&self, who: &Caller, place: Place) -> Result<Stat, Refusal>;
 

@@ -1,7 +1,8 @@
 //! What 9P messages are made of: numbers (little-endian), strings, counted data, qids, lists. Decoding borrows from the
-//! received bytes, checks every bound, and allocates nothing.
+//! received bytes, checks every bound, and allocates nothing. A field that only some dialects have takes no bytes in others.
 
 use super::WALK_NAMES_MAX;
+use super::dialect::Dialect;
 use bytes::{BufMut, BytesMut};
 use std::marker::PhantomData;
 
@@ -26,9 +27,14 @@ pub enum Malformed {
     /// A string of more than 65,535 bytes, or data of more than 4 GiB.
     #[error("invalid message: a field of {0} bytes is too long for its count")]
     TooLong(usize),
-    /// No message has this number in this direction.
-    #[error("invalid message: there is no message type {0} in 9P2000.L")]
-    UnknownType(u8),
+    /// No message of the dialect has this number in this direction.
+    #[error("invalid message: there is no message type {kind} in {dialect}")]
+    UnknownType {
+        /// The number.
+        kind: u8,
+        /// The dialect that is spoken.
+        dialect: Dialect,
+    },
     /// The size field says less than a header has, or more than was agreed on.
     #[error("invalid message: a size of {size} bytes, which is not within 7 and the agreed {size_max}")]
     Size {
@@ -91,22 +97,22 @@ pub trait Field<'a>: Sized {
     ///
     /// # Errors
     /// What doesn't fit or isn't allowed.
-    fn get(from: &mut Cursor<'a>) -> Result<Self, Malformed>;
+    fn get(dialect: Dialect, from: &mut Cursor<'a>) -> Result<Self, Malformed>;
 
     /// Appends it to `into`.
     ///
     /// # Errors
     /// [`Malformed::TooLong`] for what its count can't say.
-    fn put(&self, into: &mut BytesMut) -> Result<(), Malformed>;
+    fn put(&self, dialect: Dialect, into: &mut BytesMut) -> Result<(), Malformed>;
 }
 
 macro_rules! number {
     ($($type:ty: $put:ident),*) => {$(
         impl Field<'_> for $type {
-            fn get(from: &mut Cursor<'_>) -> Result<Self, Malformed> {
+            fn get(_: Dialect, from: &mut Cursor<'_>) -> Result<Self, Malformed> {
                 from.array().map(<$type>::from_le_bytes)
             }
-            fn put(&self, into: &mut BytesMut) -> Result<(), Malformed> {
+            fn put(&self, _: Dialect, into: &mut BytesMut) -> Result<(), Malformed> {
                 into.$put(*self);
                 Ok(())
             }
@@ -116,12 +122,12 @@ macro_rules! number {
 number!(u8: put_u8, u16: put_u16_le, u32: put_u32_le, u64: put_u64_le);
 
 impl<'a> Field<'a> for &'a str {
-    fn get(from: &mut Cursor<'a>) -> Result<Self, Malformed> {
-        let count = u16::get(from)?;
+    fn get(dialect: Dialect, from: &mut Cursor<'a>) -> Result<Self, Malformed> {
+        let count = u16::get(dialect, from)?;
         std::str::from_utf8(from.take(count.into())?).map_err(|_| Malformed::NotUtf8)
     }
-    fn put(&self, into: &mut BytesMut) -> Result<(), Malformed> {
-        u16::try_from(self.len()).map_err(|_| Malformed::TooLong(self.len()))?.put(into)?;
+    fn put(&self, dialect: Dialect, into: &mut BytesMut) -> Result<(), Malformed> {
+        u16::try_from(self.len()).map_err(|_| Malformed::TooLong(self.len()))?.put(dialect, into)?;
         into.put_slice(self.as_bytes());
         Ok(())
     }
@@ -132,14 +138,70 @@ impl<'a> Field<'a> for &'a str {
 pub struct Data<'a>(pub &'a [u8]);
 
 impl<'a> Field<'a> for Data<'a> {
-    fn get(from: &mut Cursor<'a>) -> Result<Self, Malformed> {
-        let count = usize::try_from(u32::get(from)?).map_err(|_| Malformed::TooLong(usize::MAX))?;
+    fn get(dialect: Dialect, from: &mut Cursor<'a>) -> Result<Self, Malformed> {
+        let count = usize::try_from(u32::get(dialect, from)?).map_err(|_| Malformed::TooLong(usize::MAX))?;
         from.take(count).map(Data)
     }
-    fn put(&self, into: &mut BytesMut) -> Result<(), Malformed> {
-        u32::try_from(self.0.len()).map_err(|_| Malformed::TooLong(self.0.len()))?.put(into)?;
+    fn put(&self, dialect: Dialect, into: &mut BytesMut) -> Result<(), Malformed> {
+        u32::try_from(self.0.len()).map_err(|_| Malformed::TooLong(self.0.len()))?.put(dialect, into)?;
         into.put_slice(self.0);
         Ok(())
+    }
+}
+
+/// A field that 9P2000 lacks: there it takes no bytes, and is read as the default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Extended<T>(pub T);
+
+impl<'a, T: Field<'a> + Default> Field<'a> for Extended<T> {
+    fn get(dialect: Dialect, from: &mut Cursor<'a>) -> Result<Self, Malformed> {
+        match dialect {
+            Dialect::Plain => Ok(Extended::default()),
+            Dialect::U | Dialect::L => T::get(dialect, from).map(Extended),
+        }
+    }
+    fn put(&self, dialect: Dialect, into: &mut BytesMut) -> Result<(), Malformed> {
+        match dialect {
+            Dialect::Plain => Ok(()),
+            Dialect::U | Dialect::L => self.0.put(dialect, into),
+        }
+    }
+}
+
+/// A field at a message's end that some clients leave out; then it is read as the default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tail<T>(pub T);
+
+impl<'a, T: Field<'a> + Default> Field<'a> for Tail<T> {
+    fn get(dialect: Dialect, from: &mut Cursor<'a>) -> Result<Self, Malformed> {
+        if from.is_empty() { Ok(Tail::default()) } else { T::get(dialect, from).map(Tail) }
+    }
+    fn put(&self, dialect: Dialect, into: &mut BytesMut) -> Result<(), Malformed> {
+        self.0.put(dialect, into)
+    }
+}
+
+/// A user's or group's number, which 9P2000 lacks: there it takes no bytes, and is read as [`NumericId::NONE`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NumericId(pub u32);
+
+impl NumericId {
+    /// Nobody's: the name counts, or there is nothing to be said.
+    pub const NONE: NumericId = NumericId(u32::MAX);
+}
+
+impl Field<'_> for NumericId {
+    fn get(dialect: Dialect, from: &mut Cursor<'_>) -> Result<Self, Malformed> {
+        match dialect {
+            Dialect::Plain => Ok(NumericId::NONE),
+            Dialect::U | Dialect::L => u32::get(dialect, from).map(NumericId),
+        }
+    }
+    fn put(&self, dialect: Dialect, into: &mut BytesMut) -> Result<(), Malformed> {
+        match dialect {
+            Dialect::Plain => Ok(()),
+            Dialect::U | Dialect::L => self.0.put(dialect, into),
+        }
     }
 }
 
@@ -164,15 +226,18 @@ impl Qid {
 }
 
 impl Field<'_> for Qid {
-    fn get(from: &mut Cursor<'_>) -> Result<Self, Malformed> {
-        Ok(Qid { kind: u8::get(from)?, version: u32::get(from)?, path: u64::get(from)? })
+    fn get(dialect: Dialect, from: &mut Cursor<'_>) -> Result<Self, Malformed> {
+        Ok(Qid { kind: u8::get(dialect, from)?, version: u32::get(dialect, from)?, path: u64::get(dialect, from)? })
     }
-    fn put(&self, into: &mut BytesMut) -> Result<(), Malformed> {
-        self.kind.put(into)?;
-        self.version.put(into)?;
-        self.path.put(into)
+    fn put(&self, dialect: Dialect, into: &mut BytesMut) -> Result<(), Malformed> {
+        self.kind.put(dialect, into)?;
+        self.version.put(dialect, into)?;
+        self.path.put(dialect, into)
     }
 }
+
+/// Names and qids are the same in every dialect.
+const ANY: Dialect = Dialect::Plain;
 
 /// The names of a Twalk or the qids of an Rwalk: at most 16, checked when it was decoded, decoded again as it is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -193,7 +258,7 @@ impl<'a, T: Field<'a>> List<'a, T> {
             return Err(Malformed::TooManyNames(items.len()));
         }
         scratch.clear();
-        items.iter().try_for_each(|item| item.put(scratch))?;
+        items.iter().try_for_each(|item| item.put(ANY, scratch))?;
         Ok(List { count, raw: scratch, of: PhantomData })
     }
 
@@ -210,25 +275,25 @@ impl<'a, T: Field<'a>> List<'a, T> {
     /// They, in order.
     pub fn iter(&self) -> impl Iterator<Item = T> + use<'a, T> {
         let mut cursor = Cursor::new(self.raw);
-        (0..self.count).map_while(move |_| T::get(&mut cursor).ok())
+        (0..self.count).map_while(move |_| T::get(ANY, &mut cursor).ok())
     }
 }
 
 impl<'a, T: Field<'a>> Field<'a> for List<'a, T> {
-    fn get(from: &mut Cursor<'a>) -> Result<Self, Malformed> {
-        let count = u16::get(from)?;
+    fn get(dialect: Dialect, from: &mut Cursor<'a>) -> Result<Self, Malformed> {
+        let count = u16::get(dialect, from)?;
         if usize::from(count) > WALK_NAMES_MAX {
             return Err(Malformed::TooManyNames(count.into()));
         }
         let before = from.rest;
         for _ in 0..count {
-            T::get(from)?;
+            T::get(dialect, from)?;
         }
         let length = before.len().saturating_sub(from.rest.len());
         Ok(List { count, raw: before.get(..length).unwrap_or_default(), of: PhantomData })
     }
-    fn put(&self, into: &mut BytesMut) -> Result<(), Malformed> {
-        self.count.put(into)?;
+    fn put(&self, dialect: Dialect, into: &mut BytesMut) -> Result<(), Malformed> {
+        self.count.put(dialect, into)?;
         into.put_slice(self.raw);
         Ok(())
     }
@@ -258,13 +323,18 @@ impl DirEntry<'_> {
 }
 
 impl<'a> Field<'a> for DirEntry<'a> {
-    fn get(from: &mut Cursor<'a>) -> Result<Self, Malformed> {
-        Ok(DirEntry { qid: Qid::get(from)?, offset: u64::get(from)?, kind: u8::get(from)?, name: <&str>::get(from)? })
+    fn get(dialect: Dialect, from: &mut Cursor<'a>) -> Result<Self, Malformed> {
+        Ok(DirEntry {
+            qid: Qid::get(dialect, from)?,
+            offset: u64::get(dialect, from)?,
+            kind: u8::get(dialect, from)?,
+            name: <&str>::get(dialect, from)?,
+        })
     }
-    fn put(&self, into: &mut BytesMut) -> Result<(), Malformed> {
-        self.qid.put(into)?;
-        self.offset.put(into)?;
-        self.kind.put(into)?;
-        self.name.put(into)
+    fn put(&self, dialect: Dialect, into: &mut BytesMut) -> Result<(), Malformed> {
+        self.qid.put(dialect, into)?;
+        self.offset.put(dialect, into)?;
+        self.kind.put(dialect, into)?;
+        self.name.put(dialect, into)
     }
 }

@@ -1,6 +1,7 @@
 //! Messages in a stream of bytes. [`Input`] gathers what arrives until messages are whole and shows them where they lie;
 //! [`Output`] gathers what is to be sent, large data without a copy, and sends it with as few system calls as it can.
 
+use super::dialect::Dialect;
 use super::field::Malformed;
 use super::message::{HEADER_BYTES, Header, Reply, Request, append_data_header};
 use bytes::{Buf, Bytes, BytesMut};
@@ -95,17 +96,17 @@ impl Output {
     /// Appends a reply; on an error nothing.
     ///
     /// # Errors
-    /// [`Malformed::TooLong`]
-    pub fn reply(&mut self, tag: u16, reply: &Reply<'_>) -> Result<(), Malformed> {
-        reply.encode(tag, &mut self.tail)
+    /// As those of [`Reply::encode`].
+    pub fn reply(&mut self, dialect: Dialect, tag: u16, reply: &Reply<'_>) -> Result<(), Malformed> {
+        reply.encode(dialect, tag, &mut self.tail)
     }
 
     /// Appends a request; on an error nothing.
     ///
     /// # Errors
-    /// [`Malformed::TooLong`]
-    pub fn request(&mut self, tag: u16, request: &Request<'_>) -> Result<(), Malformed> {
-        request.encode(tag, &mut self.tail)
+    /// As those of [`Request::encode`].
+    pub fn request(&mut self, dialect: Dialect, tag: u16, request: &Request<'_>) -> Result<(), Malformed> {
+        request.encode(dialect, tag, &mut self.tail)
     }
 
     /// Appends an Rread or an Rreaddir; on an error nothing. Long data is not copied.

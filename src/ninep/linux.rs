@@ -1,5 +1,6 @@
 //! The numbers that 9P2000.L takes from Linux, whatever machine is at either end: open flags, masks, modes, d_type.
 
+use super::dialect::Dialect;
 use super::field::{Cursor, Field, Malformed};
 use bytes::BytesMut;
 
@@ -87,11 +88,11 @@ macro_rules! attributes {
         pub struct Attributes { $( $(#[doc = $doc])* pub $field: $type, )* }
 
         impl Field<'_> for Attributes {
-            fn get(from: &mut Cursor<'_>) -> Result<Self, Malformed> {
-                Ok(Attributes { $($field: <$type>::get(from)?),* })
+            fn get(dialect: Dialect, from: &mut Cursor<'_>) -> Result<Self, Malformed> {
+                Ok(Attributes { $($field: <$type>::get(dialect, from)?),* })
             }
-            fn put(&self, into: &mut BytesMut) -> Result<(), Malformed> {
-                $( self.$field.put(into)?; )*
+            fn put(&self, dialect: Dialect, into: &mut BytesMut) -> Result<(), Malformed> {
+                $( self.$field.put(dialect, into)?; )*
                 Ok(())
             }
         }

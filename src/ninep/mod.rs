@@ -1,28 +1,36 @@
-//! 9P: the messages of 9P2000.L, how they travel, and a client. Knows only `text`.
+//! 9P: the messages of its three dialects, how they travel, and a client. Knows only `text`.
 //!
+//! - [`dialect`]: 9P2000, 9P2000.u, 9P2000.L
 //! - [`message`]: every message, as one table of requests and one of replies
 //! - [`field`]: what messages are made of: numbers, strings, qids, lists; bounds-checked, borrowed from the received bytes
 //! - [`frame`]: messages in a stream of bytes: buffers for both directions
+//! - [`stat`]: what 9P2000 and .u say of a file
+//! - [`print`]: messages as lines of text
 //! - [`linux`]: the numbers that .L takes from Linux: open flags, attribute masks, modes
 //! - [`client`]: a client
 //! - [`tls`], with [`identity`] and [`holder`]: who is who, by certificates
 //!
-//! Protocol: intro(5) of Plan 9's manual and the files beside it; for .L diod's `protocol.md` and Linux's `net/9p/client.c`.
+//! Protocol: intro(5) of Plan 9's manual and the files beside it; for .u its draft by E. Van Hensbergen; for .L diod's `protocol.md` and Linux's `net/9p/client.c`.
 
 pub mod client;
+pub mod dialect;
 pub mod field;
 pub mod frame;
 pub mod holder;
 pub mod identity;
 pub mod linux;
 pub mod message;
+pub mod print;
+pub mod stat;
 pub mod tls;
 
-pub use field::{Data, DirEntry, List, Malformed, Qid};
+pub use dialect::Dialect;
+pub use field::{Data, DirEntry, Extended, List, Malformed, NumericId, Qid};
 pub use message::{Header, Reply, Request};
+pub use stat::Stat;
 
-/// The dialect that is spoken here, as Tversion names it.
-pub const VERSION_L: &str = "9P2000.L";
+/// 9P2000.L as Tversion names it.
+pub const VERSION_L: &str = Dialect::L.name();
 /// What Rversion says when the dialect that was asked for is not spoken.
 pub const VERSION_UNKNOWN: &str = "unknown";
 
@@ -31,7 +39,7 @@ pub const NOTAG: u16 = u16::MAX;
 /// The afid of a Tattach without authentication.
 pub const NOFID: u32 = u32::MAX;
 /// The n_uname of who gives a name, or nothing.
-pub const NONUNAME: u32 = u32::MAX;
+pub const NONUNAME: NumericId = NumericId::NONE;
 
 /// What Twrite and Rread need besides their data, with room to spare (IOHDRSZ of fcall(3)), in bytes.
 pub const IO_HEADER_BYTES: u32 = 24;

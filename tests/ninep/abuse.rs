@@ -4,7 +4,7 @@ use super::raw::{Raw, Running, encoded, until};
 use super::toy::README;
 use blixard::fs::ninep::limits::{FIDS_MAX, UNSENT_BYTES_MAX, WAITING_REQUESTS_MAX, WAITING_WRITE_BYTES_MAX};
 use blixard::ninep::linux::open;
-use blixard::ninep::{Data, List, NOTAG, Reply, Request};
+use blixard::ninep::{Data, Dialect, List, NOTAG, Reply, Request};
 use bytes::{BufMut, BytesMut};
 use proptest::test_runner::{Config, TestRunner};
 use std::io::{Read, Write};
@@ -211,7 +211,7 @@ fn throw<S: Read + Write>(raw: &mut Raw<S>, bytes: &[u8], close: impl Fn(&S)) {
 fn garbage_and_broken_messages_leave_the_server_as_it_was() {
     use proptest::prelude::*;
     let running = Running::start();
-    let samples: Vec<Vec<u8>> = super::codec::samples().iter().map(|r| encoded(5, r).to_vec()).collect();
+    let samples: Vec<Vec<u8>> = super::codec::samples(Dialect::L).iter().map(|r| encoded(5, r).to_vec()).collect();
     let broken = (0..samples.len(), any::<prop::sample::Index>(), any::<u8>(), any::<bool>());
     let strategy = (prop::collection::vec(any::<u8>(), 0..300), prop::collection::vec(broken, 1..20));
     let mut runner = TestRunner::new(Config { cases: 200, failure_persistence: None, ..Config::default() });

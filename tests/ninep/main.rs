@@ -13,7 +13,11 @@ mod abuse;
 mod cli;
 mod client;
 mod codec;
+mod linux;
+mod oracle;
 mod places;
+mod plain;
+
 mod raw;
 mod rules;
 mod tools;

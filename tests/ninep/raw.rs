@@ -2,8 +2,11 @@
 
 use super::toy::Toy;
 use blixard::fs::ninep::{Options, Server};
+use blixard::ninep::field::Tail;
+use blixard::ninep::linux::open as flag;
 use blixard::ninep::message::HEADER_BYTES;
-use blixard::ninep::{Header, NOFID, NONUNAME, NOTAG, Reply, Request};
+use blixard::ninep::stat::{Counted, open as mode};
+use blixard::ninep::{Dialect, Extended, Header, NOFID, NONUNAME, NOTAG, Reply, Request, Stat};
 use blixard::text::Dial;
 use bytes::BytesMut;
 use std::io::{self, Read, Write};
@@ -67,14 +70,14 @@ impl Running {
     pub fn connect(&self) -> Raw<UnixStream> {
         let stream = UnixStream::connect(&self.socket).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        Raw { stream, msize: 8192 }
+        Raw { stream, msize: 8192, dialect: Dialect::L }
     }
 
     /// The same over TCP.
     pub fn connect_tcp(&self) -> Raw<TcpStream> {
         let stream = TcpStream::connect(("127.0.0.1", self.port())).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        Raw { stream, msize: 8192 }
+        Raw { stream, msize: 8192, dialect: Dialect::L }
     }
 
     /// An attached connection: fid 0 is the root.
@@ -83,7 +86,15 @@ impl Running {
     }
 
     pub fn session_with(&self, msize: u32) -> Raw<UnixStream> {
-        let mut raw = self.connect();
+        self.session_of(Dialect::L, msize)
+    }
+
+    pub fn session_in(&self, dialect: Dialect) -> Raw<UnixStream> {
+        self.session_of(dialect, 64 * 1024)
+    }
+
+    pub fn session_of(&self, dialect: Dialect, msize: u32) -> Raw<UnixStream> {
+        let mut raw = Raw { dialect, ..self.connect() };
         raw.greet(msize);
         raw
     }
@@ -114,6 +125,7 @@ pub fn until(what: &str, mut so: impl FnMut() -> bool) {
 /// A received message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
+    pub dialect: Dialect,
     pub kind: u8,
     pub tag: u16,
     pub body: Vec<u8>,
@@ -121,14 +133,27 @@ pub struct Message {
 
 impl Message {
     pub fn reply(&self) -> Reply<'_> {
-        Reply::decode(self.kind, &self.body).unwrap()
+        Reply::decode(self.dialect, self.kind, &self.body).unwrap()
     }
 
     /// The errno, if it is one.
     pub fn errno(&self) -> Option<i32> {
         match self.reply() {
             Reply::Lerror { ecode } => Some(ecode as i32),
+            Reply::Error { errno: Extended(errno), .. } => Some(errno as i32),
             _ => None,
+        }
+    }
+
+    /// Is it the refusal with this errno? In 9P2000 there is none: a word in the sentence tells clients which it is.
+    pub fn refuses_with(&self, errno: i32) -> bool {
+        match self.reply() {
+            Reply::Lerror { ecode } => ecode as i32 == errno,
+            Reply::Error { ename, errno: Extended(given) } => {
+                let is_told = words_of(errno).iter().any(|word| ename.contains(word));
+                is_told && (self.dialect == Dialect::Plain || given as i32 == errno)
+            }
+            _ => false,
         }
     }
 
@@ -141,16 +166,31 @@ impl Message {
     }
 }
 
+/// The words by which 9pfuse and others know an errno in a sentence.
+fn words_of(errno: i32) -> &'static [&'static str] {
+    match errno {
+        1 | 13 => &["permission", "permitted"],
+        2 => &["not found"],
+        4 => &["interrupt"],
+        16 => &["busy", "invalid"],
+        90 => &["too long"],
+        95 => &["not supported", "invalid message"],
+        _ => &["invalid"],
+    }
+}
+
 pub struct Raw<S> {
     pub stream: S,
     pub msize: u32,
+    pub dialect: Dialect,
 }
 
 impl<S: Read + Write> Raw<S> {
     pub fn greet(&mut self, msize: u32) {
-        let version = Request::Version { msize, version: "9P2000.L" };
-        let answer = self.ask(NOTAG, &version);
-        let Reply::Version { msize, version: "9P2000.L" } = answer.reply() else { panic!("{answer:?}") };
+        let asked = self.dialect.name();
+        let answer = self.ask(NOTAG, &Request::Version { msize, version: asked });
+        let Reply::Version { msize, version } = answer.reply() else { panic!("{answer:?}") };
+        assert_eq!(version, asked);
         self.msize = msize;
         self.attach(0, "");
     }
@@ -165,7 +205,7 @@ impl<S: Read + Write> Raw<S> {
     }
 
     pub fn send(&mut self, tag: u16, request: &Request<'_>) {
-        self.send_bytes(&encoded(tag, request));
+        self.send_bytes(&encoded_in(self.dialect, tag, request));
     }
 
     pub fn receive(&mut self) -> Message {
@@ -179,7 +219,7 @@ impl<S: Read + Write> Raw<S> {
         assert!(size <= self.msize, "a message of {size} bytes, and {} were agreed on", self.msize);
         let mut body = vec![0; size as usize - HEADER_BYTES];
         self.stream.read_exact(&mut body)?;
-        Ok(Message { kind, tag, body })
+        Ok(Message { dialect: self.dialect, kind, tag, body })
     }
 
     pub fn ask(&mut self, tag: u16, request: &Request<'_>) -> Message {
@@ -194,6 +234,38 @@ impl<S: Read + Write> Raw<S> {
         self.ask(2, request).errno().unwrap_or(0)
     }
 
+    /// It is refused with this errno.
+    #[track_caller]
+    pub fn fails(&mut self, request: &Request<'_>, errno: i32) {
+        let answer = self.ask(2, request);
+        assert!(answer.refuses_with(errno), "{}: {request:?}: {:?}, not {errno}", self.dialect, answer.reply());
+    }
+
+    /// It is done.
+    #[track_caller]
+    pub fn does(&mut self, request: &Request<'_>) -> Message {
+        let answer = self.ask(2, request);
+        assert_eq!(answer.kind, request.kind() + 1, "{}: {request:?}: {:?}", self.dialect, answer.reply());
+        answer
+    }
+
+    /// What fsync(2) becomes.
+    pub fn fsync(&mut self, fid: u32) {
+        self.does(&match self.dialect {
+            Dialect::L => Request::Fsync { fid, datasync: Tail(0) },
+            Dialect::Plain | Dialect::U => Request::Wstat { fid, stat: Counted(Stat::UNTOUCHED) },
+        });
+    }
+
+    /// The request that opens with these flags of .L.
+    pub fn opening(&self, fid: u32, flags: u32) -> Request<'static> {
+        if self.dialect == Dialect::L {
+            return Request::Lopen { fid, flags };
+        }
+        let truncate = if flags & flag::TRUNCATE == 0 { 0 } else { mode::TRUNCATE };
+        Request::Open { fid, mode: (flags & flag::ACCESS) as u8 | truncate }
+    }
+
     pub fn walk(&mut self, fid: u32, newfid: u32, names: &[&str]) -> Message {
         let mut scratch = BytesMut::new();
         let names = blixard::ninep::List::of(names, &mut scratch).unwrap();
@@ -204,8 +276,7 @@ impl<S: Read + Write> Raw<S> {
     pub fn open(&mut self, fid: u32, names: &[&str], flags: u32) {
         let answer = self.walk(0, fid, names);
         assert!(matches!(answer.reply(), Reply::Walk { qids } if qids.len() == names.len()), "{answer:?}");
-        let answer = self.ask(2, &Request::Lopen { fid, flags });
-        assert!(matches!(answer.reply(), Reply::Lopen { .. }), "{answer:?}");
+        self.does(&self.opening(fid, flags));
     }
 
     /// Is this the end? Whatever comes before it is passed over.
@@ -219,7 +290,11 @@ impl<S: Read + Write> Raw<S> {
 }
 
 pub fn encoded(tag: u16, request: &Request<'_>) -> BytesMut {
+    encoded_in(Dialect::L, tag, request)
+}
+
+pub fn encoded_in(dialect: Dialect, tag: u16, request: &Request<'_>) -> BytesMut {
     let mut bytes = BytesMut::new();
-    request.encode(tag, &mut bytes).unwrap();
+    request.encode(dialect, tag, &mut bytes).unwrap();
     bytes
 }

@@ -18,6 +18,7 @@ use blixard::fs::tree::{
 use blixard::text::{Code, Refusal};
 use bytes::Bytes;
 use futures::FutureExt;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio::sync::watch;
@@ -70,10 +71,22 @@ pub struct Toy {
     pub waiting: Arc<AtomicUsize>,
     /// What was noted for `/err`, and by whom.
     pub noted: Noted,
+    /// Those of `/many` that are not there any more.
+    hidden: Mutex<BTreeSet<u64>>,
     released: Arc<watch::Sender<u64>>,
 }
 
 impl Toy {
+    /// Takes one out of `/many`.
+    pub fn hide(&self, number: u64) {
+        self.hidden.lock().unwrap().insert(number);
+    }
+
+    /// What was taken out of `/many`.
+    pub fn hidden(&self) -> BTreeSet<u64> {
+        self.hidden.lock().unwrap().clone()
+    }
+
     /// Ends what waits.
     pub fn release(&self) {
         self.released.send_modify(|n| *n += 1);
@@ -130,6 +143,13 @@ impl Tree for Toy {
         found.map(|n| Place(n.place)).ok_or_else(gone)
     }
 
+    fn name(&self, _: &Caller, place: Place) -> Result<String, Refusal> {
+        if place.0 >= MANY_FIRST {
+            return Ok((place.0 - MANY_FIRST).to_string());
+        }
+        NODES.iter().find(|n| n.place == place.0).map(|n| n.name.to_owned()).ok_or_else(gone)
+    }
+
     fn stat(&self, _: &Caller, place: Place) -> Result<Stat, Refusal> {
         let (kind, mode, _) = Toy::find(place).ok_or_else(gone)?;
         let size = match kind {
@@ -151,8 +171,9 @@ impl Tree for Toy {
     ) -> Result<(), Refusal> {
         let entry = |name: String, place, kind| DirEntry { name, place: Place(place), kind, cookie: place };
         let entries: Box<dyn Iterator<Item = DirEntry>> = if dir.0 == 14 {
-            let places = MANY_FIRST.max(after + 1)..MANY_FIRST + MANY;
-            Box::new(places.map(|place| entry((place - MANY_FIRST).to_string(), place, Kind::File)))
+            let (places, hidden) = (MANY_FIRST.max(after + 1)..MANY_FIRST + MANY, self.hidden());
+            let there = places.filter(move |place| !hidden.contains(&(place - MANY_FIRST)));
+            Box::new(there.map(|place| entry((place - MANY_FIRST).to_string(), place, Kind::File)))
         } else {
             let inside = NODES.iter().filter(|n| n.parent == dir.0 && n.place > after.max(1));
             Box::new(inside.map(|n| entry(n.name.into(), n.place, n.kind)))

@@ -183,6 +183,27 @@ impl Node {
         }
     }
 
+    /// Types a line at the console of a machine, and waits until it has printed `until`.
+    pub fn type_at_console(&self, id: u64, line: &str, until: &str) {
+        let console = self.mount().join(format!("vms/{id}/console"));
+        let mut console = std::fs::File::options().read(true).write(true).open(console).unwrap();
+        console.write_all(format!("{line}\n").as_bytes()).unwrap();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let until_text = until.to_owned();
+        std::thread::spawn(move || {
+            let (mut seen, mut part) = (Vec::new(), [0; 4096]);
+            while !String::from_utf8_lossy(&seen).contains(&until_text) {
+                match console.read(&mut part) {
+                    Ok(length @ 1..) => seen.extend_from_slice(&part[..length]),
+                    _ => return,
+                }
+            }
+            let _ = sender.send(());
+        });
+        let seen = receiver.recv_timeout(Duration::from_secs(PATIENCE_S));
+        assert!(seen.is_ok(), "the console has no {until:?}; log:\n{}", self.read(&format!("vms/{id}/log")));
+    }
+
     /// The machines' processes of this node: (pid, VM number), found by the folder in their command line.
     pub fn machines(&self) -> Vec<(u32, u64)> {
         let below = format!("{}/vms/", self.data().display());

@@ -6,7 +6,7 @@ use super::resources::Resource;
 use super::start::{release, remove};
 use super::supervisor::Policy;
 use super::{AGAIN_AFTER, AgentError, Shared};
-use crate::engine::state::{Actual, Command, Desired, State, Vm, VmId, VmReport};
+use crate::engine::state::{Actual, Command, Desired, Kind, State, Vm, VmId, VmReport};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -94,12 +94,24 @@ async fn follow(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), St
                 removed(shared, vm.id);
             }
         }
+        for pool in pools_gone(&known, &state) {
+            shared.leftovers.release(&Resource::Bridge(pool), &shared.host).await;
+        }
         known = state;
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             changed = changes.changed() => changed.map_err(|_| "the engine has ended".to_owned())?,
         }
     }
+}
+
+/// The pools that are no more: nothing had an address of them, so nothing hangs on their bridges.
+fn pools_gone(before: &State, now: &State) -> Vec<u64> {
+    if before.directory(Kind::Pool).members == now.directory(Kind::Pool).members {
+        return Vec::new();
+    }
+    let there = |id: u64| now.ipam().pools().any(|pool| pool.id() == id);
+    before.ipam().pools().map(|pool| pool.id()).filter(|id| !there(*id)).collect()
 }
 
 fn actors(shared: &Shared) -> MutexGuard<'_, HashMap<VmId, ActorOf>> {
@@ -207,7 +219,7 @@ pub(super) async fn clear_up(shared: &Arc<Shared>) -> Result<(), AgentError> {
             Err(error) => tracing::warn!(vm, %error, "its record can't be read; whatever runs is an orphan"),
         }
     }
-    for (record, run_dir) in shared.hypervisor.orphans(&vms_dir, &known).await {
+    for (record, run_dir) in shared.hypervisor.orphans(&vms_dir, &known).await? {
         tracing::warn!(pid = record.pid, run_dir = %run_dir.display(), "a machine that belongs to nothing is ended");
         // Its folder is DATA/vms/ID/GENERATION.
         let of_vm = run_dir.parent().and_then(|p| p.file_name()?.to_str()?.parse().ok()).unwrap_or(0);
@@ -223,6 +235,7 @@ pub(super) async fn clear_up(shared: &Arc<Shared>) -> Result<(), AgentError> {
         release(shared, vm).await;
     }
     shared.leftovers.retry(&shared.host).await;
+    shared.host.net.remove_idle_bridges().await?;
     for vm in recorded {
         start_actor(shared, VmId(vm)).map_err(AgentError::Task)?;
     }

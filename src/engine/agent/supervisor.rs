@@ -216,7 +216,7 @@ impl Supervisor {
         lines
     }
 
-    /// Ends all children, the newest first, all within bounded time.
+    /// Tells all children to end, and waits for them, the newest first, all within bounded time. What has ended stays so.
     pub async fn stop(&self) {
         let deadline = Instant::now() + STOP_WITHIN;
         self.0.stop.cancel();

@@ -163,7 +163,7 @@ impl State {
     }
 
     /// The owner of a VM, for the rights on it.
-    pub fn owner_of(&self, id: VmId) -> Option<&str> {
+    fn owner_of(&self, id: VmId) -> Option<&str> {
         self.vms.get(&id).map(|vm| vm.owner.as_str())
     }
 

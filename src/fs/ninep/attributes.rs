@@ -30,8 +30,7 @@ impl Session {
         let truncates = valid & SIZE != 0;
         let refused = MODE | UID | GID | ATIME_SET | MTIME_SET | if truncates { 0 } else { ATIME | MTIME };
         if valid & refused != 0 {
-            let (dir, name) = fid.entry.as_ref().map_or((fid.place, "."), |(dir, name)| (*dir, name));
-            return Err(self.tree.refuse_create(&fid.who, dir, name, Creation::Attributes).into());
+            return Err(self.refuse_change(fid, &self.name_of(fid)?, Creation::Attributes)?);
         }
         if truncates {
             self.tree.truncate(&fid.who, fid.place, size)?;

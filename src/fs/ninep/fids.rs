@@ -18,18 +18,25 @@ pub(super) struct Fid {
     pub place: Place,
     /// What is there.
     pub kind: Kind,
-    /// The directory and the name by which it was reached; none after `..` and at the root.
-    pub entry: Option<(Place, Box<str>)>,
     /// Whether and how it is open.
     pub open: Option<Open>,
     /// Requests that wait on it.
     pub running: u32,
 }
 
+/// How far a directory was read by Tread; Treaddir carries the cookie itself.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Listed {
+    /// The offset with which the next read goes on.
+    pub offset: u64,
+    /// The cookie of the last entry before it.
+    pub after: u64,
+}
+
 /// An open fid.
 pub(super) enum Open {
     /// A directory: it is read anew each time.
-    Directory,
+    Directory(Listed),
     /// A file.
     File {
         /// Its handle.
@@ -44,8 +51,8 @@ pub(super) enum Open {
 impl Fid {
     /// The same place, not open.
     pub fn clone_unopened(&self) -> Fid {
-        let (who, entry) = (self.who.clone(), self.entry.clone());
-        Fid { who, root: self.root, place: self.place, kind: self.kind, entry, open: None, running: 0 }
+        let who = self.who.clone();
+        Fid { who, root: self.root, place: self.place, kind: self.kind, open: None, running: 0 }
     }
 
     /// It, if it is a directory.

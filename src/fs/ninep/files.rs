@@ -1,37 +1,20 @@
 //! Opening, reading, writing, listing and removing: what is done with a fid once it stands for a place.
 
-use super::fids::Open;
+use super::fids::{Fid, Listed, Open};
 use super::session::{Answerer, Failure, Session, check_name, own, qid, qid_kind};
 use super::waiting::{Finished, What, Work};
 use crate::fs::tree::{Answer, DirEntry, Handle, Kind, OpenMode, Opened, Place};
 use crate::ninep::field::Field;
-use crate::ninep::{self, Qid, Reply, linux};
+use crate::ninep::{self, Dialect, Qid, Reply, linux};
 use crate::text::{Code, Refusal};
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 use std::sync::Arc;
 
-/// The types of the two replies that carry file data.
-const RREAD: u8 = 117;
-const RREADDIR: u8 = 41;
-
 /// The cookies of the records `.` and `..`, which a tree doesn't list: the last ones that Linux's signed offsets have, so
 /// that all others are the tree's.
 const DOT: u64 = i64::MAX.unsigned_abs() - 1;
 const DOT_DOT: u64 = i64::MAX.unsigned_abs();
-
-impl Answerer<'_> {
-    /// Rread, of at most `count` bytes.
-    pub fn data(&mut self, mut data: Bytes, count: usize) -> Result<(), Failure> {
-        data.truncate(count);
-        self.output.data(RREAD, self.tag, data).map_err(|e| own(Code::Fault, e.to_string()))
-    }
-
-    /// Rwrite.
-    pub fn wrote(&mut self, count: usize) -> Result<(), Failure> {
-        self.send(&Reply::Write { count: u32::try_from(count).unwrap_or(u32::MAX) })
-    }
-}
 
 /// A wait on an open file, which stays open for it.
 fn work<T: Send + 'static>(
@@ -48,44 +31,54 @@ fn work<T: Send + 'static>(
 
 impl Session {
     pub(super) fn lopen(&mut self, number: u32, flags: u32, answer: &mut Answerer<'_>) -> Result<(), Failure> {
+        let (qid, iounit) = self.open_fid(number, open_mode(flags)?, flags & linux::open::DIRECTORY != 0)?;
+        answer.send(&Reply::Lopen { qid, iounit })
+    }
+
+    /// Opens a fid; the answer is what the reply holds: its qid, and the most data in one message.
+    pub(super) fn open_fid(&mut self, number: u32, how: OpenMode, as_directory: bool) -> Result<(Qid, u32), Failure> {
         let iounit = u32::try_from(self.data_max()).unwrap_or(u32::MAX);
         let fid = self.fids.get_mut(number)?;
         if fid.open.is_some() {
             return Err(own(Code::Busy, format!("invalid open: fid {number} is open already")));
         }
-        let how = open_mode(flags)?;
         let open = match fid.kind {
             Kind::Directory if how.write || how.truncate => {
                 return Err(own(Code::IsDirectory, "invalid open: a directory can't be written"));
             }
-            Kind::Directory => Open::Directory,
+            Kind::Directory => Open::Directory(Listed::default()),
             Kind::Link => return Err(own(Code::Invalid, "invalid open: it is a symbolic link; walk to its target")),
-            Kind::File | Kind::Stream if flags & linux::open::DIRECTORY != 0 => {
+            Kind::File | Kind::Stream if as_directory => {
                 return Err(own(Code::NotDirectory, "invalid open: it is a file, not a directory"));
             }
             Kind::File | Kind::Stream => {
+                if how.truncate && !how.write {
+                    // open(5): that needs the right to write as well.
+                    self.tree.truncate(&fid.who, fid.place, 0)?;
+                }
                 let Opened { handle, commands, .. } = self.tree.open(&fid.who, fid.place, how)?;
                 Open::File { handle, how, commands }
             }
         };
         let qid = qid(&self.tree.stat(&fid.who, fid.place)?);
         fid.open = Some(open);
-        answer.send(&Reply::Lopen { qid, iounit })
+        Ok((qid, iounit))
     }
 
-    /// An open file: its handle, how it was opened, and whether commands are written to it.
-    fn opened(&self, number: u32) -> Result<(&Arc<dyn Handle>, OpenMode, bool), Failure> {
-        match &self.fids.get(number)?.open {
-            Some(Open::File { handle, how, commands }) => Ok((handle, *how, *commands)),
-            Some(Open::Directory) => Err(own(Code::IsDirectory, "invalid operation: it is a directory")),
-            None => Err(own(Code::BadFile, format!("invalid fid: {number} is not open"))),
+    pub(super) fn read(
+        &mut self,
+        number: u32,
+        offset: u64,
+        count: u32,
+        answer: &mut Answerer<'_>,
+    ) -> Result<(), Failure> {
+        let fid = self.fids.get(number)?;
+        if answer.dialect != Dialect::L && matches!(fid.open, Some(Open::Directory(_))) {
+            return self.read_directory(number, offset, count, answer);
         }
-    }
-
-    pub(super) fn read(&mut self, fid: u32, offset: u64, count: u32, answer: &mut Answerer<'_>) -> Result<(), Failure> {
-        let (handle, how, _) = self.opened(fid)?;
+        let (handle, how, _) = opened(fid, number)?;
         if !how.read {
-            return Err(own(Code::BadFile, format!("invalid read: fid {fid} is not open for reading")));
+            return Err(own(Code::BadFile, format!("invalid read: fid {number} is not open for reading")));
         }
         let count = usize::try_from(count).unwrap_or(usize::MAX).min(self.data_max());
         let what = What::Read { count };
@@ -97,7 +90,7 @@ impl Session {
             Answer::Now(data) => answer.data(data?, count),
             Answer::Later(wait) => {
                 let work = work(handle.clone(), wait, Finished::Read);
-                self.put_aside(answer.tag, what, Some(fid), work)
+                self.put_aside(answer.tag, what, Some(number), work)
             }
         }
     }
@@ -109,7 +102,7 @@ impl Session {
         data: &[u8],
         answer: &mut Answerer<'_>,
     ) -> Result<(), Failure> {
-        let (handle, how, commands) = self.opened(fid)?;
+        let (handle, how, commands) = opened(self.fids.get(fid)?, fid)?;
         if !how.write {
             return Err(own(Code::BadFile, format!("invalid write: fid {fid} is not open for writing")));
         }
@@ -167,7 +160,7 @@ impl Session {
         }
         let data = bytes.split().freeze();
         self.scratch = bytes;
-        answer.output.data(RREADDIR, answer.tag, data).map_err(|e| own(Code::Fault, e.to_string()))
+        answer.records(data)
     }
 
     pub(super) fn unlinkat(
@@ -198,11 +191,12 @@ impl Session {
     /// remove(5): the fid is gone afterwards, even if the file is not.
     pub(super) fn remove(&mut self, number: u32, answer: &mut Answerer<'_>) -> Result<(), Failure> {
         let fid = self.forget(number)?;
-        let Some((dir, name)) = &fid.entry else {
-            return Err(own(Code::Busy, "busy: the root can't be removed, nor what was reached by '..'"));
-        };
+        if fid.place == fid.root {
+            return Err(own(Code::Busy, "busy: the root can't be removed"));
+        }
         self.check_room(What::Remove)?;
-        match self.tree.remove(&fid.who, *dir, name, fid.kind == Kind::Directory) {
+        let (dir, name) = (self.parent_of(&fid)?, self.name_of(&fid)?);
+        match self.tree.remove(&fid.who, dir, &name, fid.kind == Kind::Directory) {
             Answer::Now(done) => {
                 done?;
                 answer.send(&Reply::Remove {})
@@ -212,6 +206,15 @@ impl Session {
                 self.put_aside(answer.tag, What::Remove, None, work)
             }
         }
+    }
+}
+
+/// An open file: its handle, how it was opened, and whether commands are written to it.
+fn opened(fid: &Fid, number: u32) -> Result<(&Arc<dyn Handle>, OpenMode, bool), Failure> {
+    match &fid.open {
+        Some(Open::File { handle, how, commands }) => Ok((handle, *how, *commands)),
+        Some(Open::Directory(_)) => Err(own(Code::IsDirectory, "invalid operation: it is a directory")),
+        None => Err(own(Code::BadFile, format!("invalid fid: {number} is not open"))),
     }
 }
 
@@ -235,7 +238,7 @@ impl Records {
     fn put(&mut self, place: Place, kind: Kind, cookie: u64, name: &str) -> bool {
         let qid = Qid { kind: qid_kind(kind), version: 0, path: place.0 };
         let record = ninep::DirEntry { qid, offset: cookie, kind: dirent_kind(kind), name };
-        self.full |= self.bytes.len() + record.size() > self.room || record.put(&mut self.bytes).is_err();
+        self.full |= self.bytes.len() + record.size() > self.room || record.put(Dialect::L, &mut self.bytes).is_err();
         !self.full
     }
 }

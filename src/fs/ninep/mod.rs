@@ -1,9 +1,9 @@
-//! The 9P2000.L server: the tree over unix sockets, TLS and TCP. Knows `tree`, `sessions`, `ninep` and `text`.
+//! The 9P server, in three dialects: the tree over unix sockets, TLS and TCP. Knows `tree`, `sessions`, `ninep` and `text`.
 //!
 //! - [`listener`], [`peer`], [`sock_diag`], [`entrance`]: where it listens, who is at the other end, and whether they may come in
 //! - [`connection`], over a [`counted`] stream: bytes in, bytes out, backpressure
 //! - [`session`]: messages; `fids` is its table, `waiting` holds what can't be answered at once
-//! - `files`, `attributes`: what the messages do
+//! - `files`, `attributes`: what the messages do; `plain` those that 9P2000.L has not
 //! - [`limits`]: what is bounded
 
 mod attributes;
@@ -15,6 +15,7 @@ mod files;
 pub mod limits;
 mod listener;
 mod peer;
+mod plain;
 mod session;
 mod sock_diag;
 mod waiting;

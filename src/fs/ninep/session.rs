@@ -8,14 +8,27 @@ use crate::fs::sessions::Session as Counted;
 use crate::fs::tree::{Caller, Creation, Kind, Place, Stat, Tree};
 use crate::ninep::frame::Output;
 use crate::ninep::{
-    Header, List, MSIZE_MAX, MSIZE_MIN, Malformed, NOFID, NOTAG, Qid, Reply, Request, VERSION_L, VERSION_UNKNOWN, linux,
+    Data, Dialect, Extended, Header, List, MSIZE_MAX, MSIZE_MIN, Malformed, NOFID, NOTAG, Qid, Reply, Request,
+    VERSION_UNKNOWN, linux, print,
 };
 use crate::text::{Code, Refusal};
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use futures::future::Aborted;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+/// The target of the trace, in which every message is a line as `9pserve -D` of plan9port prints it.
+const TRACE: &str = "blixard::ninep::trace";
+
+/// The most bytes of a sentence in an Rerror: it fits into every message, and clients cut it at 128 (ERRMAX) or 256.
+const SENTENCE_BYTES_MAX: usize = 1024;
+
+/// The types of the two replies that carry data.
+const RREAD: u8 = 117;
+const RREADDIR: u8 = 41;
+
+/// The type of the message with which a session begins.
+const TVERSION: u8 = 100;
 /// The type of a message that names files.
 const TWALK: u8 = 110;
 
@@ -52,6 +65,13 @@ pub(super) enum Broken {
     TagInUse(u16),
 }
 
+/// What Tversion settles.
+#[derive(Debug, Clone, Copy)]
+struct Agreed {
+    dialect: Dialect,
+    msize: u32,
+}
+
 /// A session.
 pub(super) struct Session {
     pub(super) tree: Arc<dyn Tree>,
@@ -59,7 +79,7 @@ pub(super) struct Session {
     /// Where it is counted.
     counted: Arc<Counted>,
     /// Agreed on by Tversion; no session before that.
-    msize: Option<u32>,
+    agreed: Option<Agreed>,
     /// Who attached last; whose `/err` is told of refusals that belong to no fid.
     caller: Option<Arc<Caller>>,
     pub(super) fids: Fids,
@@ -69,6 +89,7 @@ pub(super) struct Session {
 
 /// Where the answer to one request goes.
 pub(super) struct Answerer<'a> {
+    pub dialect: Dialect,
     pub tag: u16,
     pub output: &'a mut Output,
 }
@@ -76,15 +97,53 @@ pub(super) struct Answerer<'a> {
 impl Answerer<'_> {
     /// Sends this answer.
     pub fn send(&mut self, reply: &Reply<'_>) -> Result<(), Failure> {
-        self.output.reply(self.tag, reply).map_err(|e| own(Code::Fault, e.to_string()))
+        self.reply(reply).map_err(|e| own(Code::Fault, e.to_string()))
     }
+
+    fn reply(&mut self, reply: &Reply<'_>) -> Result<(), Malformed> {
+        if traced() {
+            trace(&print::reply(self.dialect, self.tag, reply));
+        }
+        self.output.reply(self.dialect, self.tag, reply)
+    }
+
+    /// Rread, of at most `count` bytes. Long data is not copied.
+    pub fn data(&mut self, mut data: Bytes, count: usize) -> Result<(), Failure> {
+        data.truncate(count);
+        if traced() {
+            trace(&print::reply(self.dialect, self.tag, &Reply::Read { data: Data(&data) }));
+        }
+        self.output.data(RREAD, self.tag, data).map_err(|e| own(Code::Fault, e.to_string()))
+    }
+
+    /// Rreaddir.
+    pub fn records(&mut self, data: Bytes) -> Result<(), Failure> {
+        if traced() {
+            trace(&print::reply(self.dialect, self.tag, &Reply::Readdir { data: Data(&data) }));
+        }
+        self.output.data(RREADDIR, self.tag, data).map_err(|e| own(Code::Fault, e.to_string()))
+    }
+
+    /// Rwrite.
+    pub fn wrote(&mut self, count: usize) -> Result<(), Failure> {
+        self.send(&Reply::Write { count: u32::try_from(count).unwrap_or(u32::MAX) })
+    }
+}
+
+/// Are messages to be printed? It is asked once a message, and costs a load while they are not.
+fn traced() -> bool {
+    tracing::enabled!(target: TRACE, tracing::Level::TRACE)
+}
+
+fn trace(line: &dyn std::fmt::Display) {
+    tracing::trace!(target: TRACE, "{line}");
 }
 
 impl Session {
     /// A session in which nothing has been said.
     pub fn new(tree: Arc<dyn Tree>, peer: Peer, counted: Arc<Counted>) -> Self {
         let (fids, waiting, scratch) = (Fids::default(), Waiting::default(), BytesMut::new());
-        Session { tree, peer, counted, msize: None, caller: None, fids, waiting, scratch }
+        Session { tree, peer, counted, agreed: None, caller: None, fids, waiting, scratch }
     }
 
     /// A message was handled.
@@ -94,12 +153,17 @@ impl Session {
 
     /// Has a version been agreed on?
     pub fn has_begun(&self) -> bool {
-        self.msize.is_some()
+        self.agreed.is_some()
+    }
+
+    /// What is spoken. Before anything was agreed on: the dialect in which every Tversion can be read.
+    pub(super) fn dialect(&self) -> Dialect {
+        self.agreed.map_or(Dialect::Plain, |agreed| agreed.dialect)
     }
 
     /// The longest message that may come.
     pub fn size_max(&self) -> u32 {
-        self.msize.unwrap_or(MSIZE_MIN)
+        self.agreed.map_or(MSIZE_MIN, |agreed| agreed.msize)
     }
 
     /// The most data in one message.
@@ -110,19 +174,27 @@ impl Session {
     /// Answers one message, or puts it aside.
     pub fn handle(&mut self, header: Header, body: &[u8], output: &mut Output) -> Result<(), Broken> {
         let tag = header.tag;
-        let request = Request::decode(header.kind, body);
+        let dialect = match self.agreed {
+            Some(agreed) => agreed.dialect,
+            None if header.kind == TVERSION => Dialect::Plain,
+            None => return Err(Broken::NoVersion(header.kind)),
+        };
+        let request = Request::decode(dialect, header.kind, body);
+        if traced() {
+            match &request {
+                Ok(request) => trace(&print::request(dialect, tag, request)),
+                Err(malformed) => trace(&format_args!("T{} tag {tag}: {malformed}", header.kind)),
+            }
+        }
         if let Ok(Request::Version { msize, version }) = request {
             return Ok(self.version(msize, version, tag, output)?);
-        }
-        if self.msize.is_none() {
-            return Err(Broken::NoVersion(header.kind));
         }
         if self.waiting.has(tag) {
             return Err(Broken::TagInUse(tag));
         }
-        let mut answer = Answerer { tag, output };
+        let mut answer = Answerer { dialect, tag, output };
         let answered = match request {
-            Err(malformed @ Malformed::UnknownType(_)) => Err(own(Code::Unsupported, malformed.to_string())),
+            Err(malformed @ Malformed::UnknownType { .. }) => Err(own(Code::Unsupported, malformed.to_string())),
             // As over any other front: there is no file of such a name.
             Err(Malformed::NotUtf8) if header.kind == TWALK => {
                 Err(own(Code::NotFound, "the name was not found: it is not UTF-8, as all names here are"))
@@ -133,7 +205,7 @@ impl Session {
         };
         match answered {
             Ok(()) => Ok(()),
-            Err(failure) => Ok(self.refuse(tag, failure, output)?),
+            Err(failure) => Ok(self.refuse(failure, &mut answer)?),
         }
     }
 
@@ -142,7 +214,9 @@ impl Session {
         match request {
             Version { .. } => Ok(()),
             // ENOENT is what diod's programs take for "not required"; Linux asks nobody.
-            Auth { .. } => Err(own(Code::NotFound, "authentication is not required: attach without an afid")),
+            Auth { .. } => {
+                Err(own(Code::NotFound, "not found: authentication is not required; attach without an afid"))
+            }
             Attach { fid, afid, aname, .. } => self.attach(fid, afid, aname, answer),
             Flush { oldtag } => self.flush(oldtag, answer),
             Walk { fid, newfid, names } => self.walk(fid, newfid, names, answer),
@@ -168,11 +242,15 @@ impl Session {
             // Linux takes EOPNOTSUPP for "no such attributes here", and says nothing of it to ls or cp.
             Xattrwalk { fid, .. } | Xattrcreate { fid, .. } => self.unsupported(fid, "extended attributes"),
             Lock { fid, .. } | Getlock { fid, .. } => self.unsupported(fid, "locks"),
+            Open { fid, mode } => self.open(fid, mode, answer),
+            Create { fid, name, perm, .. } => self.create(fid, name, perm),
+            Stat { fid } => self.stat(fid, answer),
+            Wstat { fid, stat } => self.wstat(fid, &stat.0, answer),
         }
     }
 
-    /// Answers with an errno, and puts the sentence where the client's user can read it.
-    fn refuse(&mut self, tag: u16, failure: Failure, output: &mut Output) -> Result<(), Malformed> {
+    /// Answers with an errno or a sentence, and puts the sentence where the client's user can read it.
+    fn refuse(&self, failure: Failure, answer: &mut Answerer<'_>) -> Result<(), Malformed> {
         let refusal = match failure {
             Failure::Tree(refusal) => refusal,
             Failure::Own(refusal) => {
@@ -182,23 +260,32 @@ impl Session {
                 refusal
             }
         };
-        output.reply(tag, &Reply::Lerror { ecode: refusal.code.errno().unsigned_abs() })
+        let errno = refusal.code.errno().unsigned_abs();
+        match answer.dialect {
+            Dialect::L => answer.reply(&Reply::Lerror { ecode: errno }),
+            Dialect::Plain | Dialect::U => {
+                let sentence = &refusal.sentence;
+                let ename = sentence.get(..sentence.floor_char_boundary(SENTENCE_BYTES_MAX)).unwrap_or(sentence);
+                answer.reply(&Reply::Error { ename, errno: Extended(errno) })
+            }
+        }
     }
 
     /// Tversion begins a session anew, whatever was before: version(5).
-    fn version(&mut self, msize: u32, version: &str, tag: u16, output: &mut Output) -> Result<(), Malformed> {
-        (self.fids, self.waiting, self.msize) = (Fids::default(), Waiting::default(), None);
-        let agreed = msize.min(MSIZE_MAX);
-        if version != VERSION_L {
-            output.reply(tag, &Reply::Version { msize: agreed, version: VERSION_UNKNOWN })
-        } else if msize < MSIZE_MIN {
-            let refusal = Refusal::invalid(format!("invalid msize {msize}: {MSIZE_MIN} is the least"));
-            self.refuse(tag, Failure::Own(refusal), output)
-        } else {
-            self.msize = Some(agreed);
-            self.counted.agreed(VERSION_L, agreed);
-            output.reply(tag, &Reply::Version { msize: agreed, version: VERSION_L })
+    fn version(&mut self, asked: u32, version: &str, tag: u16, output: &mut Output) -> Result<(), Malformed> {
+        (self.fids, self.waiting, self.agreed) = (Fids::default(), Waiting::default(), None);
+        let (spoken, msize) = (Dialect::agreed(version), asked.min(MSIZE_MAX));
+        let mut answer = Answerer { dialect: spoken.unwrap_or(Dialect::Plain), tag, output };
+        let Some(dialect) = spoken else {
+            return answer.reply(&Reply::Version { msize, version: VERSION_UNKNOWN });
+        };
+        if asked < MSIZE_MIN {
+            return self
+                .refuse(own(Code::Invalid, format!("invalid msize {asked}: {MSIZE_MIN} is the least")), &mut answer);
         }
+        self.agreed = Some(Agreed { dialect, msize });
+        self.counted.agreed(dialect.name(), msize);
+        answer.reply(&Reply::Version { msize, version: dialect.name() })
     }
 
     /// Who the user is was settled by the connection: `uname` and `n_uname` are not believed.
@@ -207,16 +294,16 @@ impl Session {
             return Err(own(Code::Invalid, "invalid afid: authentication is not required, so it must be NOFID"));
         }
         self.fids.check_free(fid)?;
-        let who = Arc::new(self.peer.caller(&*self.tree, VERSION_L));
+        let who = Arc::new(self.peer.caller(&*self.tree, answer.dialect.name()));
         self.caller = Some(who.clone());
         let (root, kind) = (Place::ROOT, Kind::Directory);
-        let mut at = Fid { who, root, place: root, kind, entry: None, open: None, running: 0 };
+        let mut at = Fid { who, root, place: root, kind, open: None, running: 0 };
         let mut qid = qid(&self.tree.stat(&at.who, root)?);
         for name in aname.split('/').filter(|name| !name.is_empty()) {
             qid = self.step(&mut at, name)?;
         }
         at.directory()?;
-        (at.root, at.entry) = (at.place, None);
+        at.root = at.place;
         self.fids.put(fid, at);
         answer.send(&Reply::Attach { qid })
     }
@@ -239,7 +326,7 @@ impl Session {
         for (name, slot) in names.iter().zip(&mut qids) {
             match self.step(&mut at, name) {
                 Ok(qid) => *slot = qid,
-                Err(failure) if reached == 0 => return Err(failure),
+                Err(failure) if reached == 0 => return Err(as_known(failure, answer.dialect)),
                 Err(_) => break,
             }
             reached += 1;
@@ -256,12 +343,24 @@ impl Session {
     fn step(&self, at: &mut Fid, name: &str) -> Result<Qid, Failure> {
         at.directory()?;
         check_name(name)?;
-        let up = name == "..";
-        let next = if up && at.place == at.root { at.place } else { self.tree.walk(&at.who, at.place, name)? };
-        let stat = self.tree.stat(&at.who, next)?;
-        at.entry = (!up).then(|| (at.place, name.into()));
-        (at.place, at.kind) = (next, stat.kind);
+        let mut stat = self.look(at, name)?;
+        if stat.kind == Kind::Link && self.dialect() == Dialect::Plain {
+            // 9P2000 has no links: the name stands for what it leads to.
+            let target = self.tree.readlink(&at.who, stat.place)?;
+            for name in target.split('/') {
+                stat = self.look(at, name)?;
+                (at.place, at.kind) = (stat.place, stat.kind);
+            }
+        }
+        (at.place, at.kind) = (stat.place, stat.kind);
         Ok(qid(&stat))
+    }
+
+    /// What is at a name; `..` leads no further up than what was attached to.
+    fn look(&self, at: &Fid, name: &str) -> Result<Stat, Refusal> {
+        let up = name == "..";
+        let place = if up && at.place == at.root { at.place } else { self.tree.walk(&at.who, at.place, name)? };
+        self.tree.stat(&at.who, place)
     }
 
     fn clunk(&mut self, fid: u32, answer: &mut Answerer<'_>) -> Result<(), Failure> {
@@ -312,10 +411,13 @@ impl Session {
         if let Some(number) = ended.fid {
             self.fids.ended(number);
         }
+        let mut answer = Answerer { dialect: self.dialect(), tag: ended.tag, output };
         if !ended.flushes.is_empty() {
-            return ended.flushes.iter().try_for_each(|flush| output.reply(*flush, &Reply::Flush {}));
+            return ended.flushes.into_iter().try_for_each(|flush| {
+                answer.tag = flush;
+                answer.reply(&Reply::Flush {})
+            });
         }
-        let mut answer = Answerer { tag: ended.tag, output };
         let answered = match (ended.what, ended.result) {
             (_, Err(Aborted)) => Err(own(Code::Interrupted, "interrupted: the fid was clunked")),
             (_, Ok(Err(refusal))) => Err(Failure::Tree(refusal)),
@@ -325,10 +427,10 @@ impl Session {
             (What::Unlinkat, Ok(Ok(Finished::Removed))) => answer.send(&Reply::Unlinkat {}),
             (_, Ok(Ok(Finished::Removed))) => answer.send(&Reply::Remove {}),
         };
-        answered.or_else(|failure| self.refuse(ended.tag, failure, output))
+        answered.or_else(|failure| self.refuse(failure, &mut answer))
     }
 
-    fn refuse_create(&self, dir: u32, name: &str, what: Creation) -> Result<(), Failure> {
+    pub(super) fn refuse_create(&self, dir: u32, name: &str, what: Creation) -> Result<(), Failure> {
         let fid = self.fids.get(dir)?.directory()?;
         Err(self.tree.refuse_create(&fid.who, fid.place, name, what).into())
     }
@@ -336,6 +438,17 @@ impl Session {
     fn unsupported(&self, fid: u32, what: &str) -> Result<(), Failure> {
         self.fids.get(fid)?;
         Err(own(Code::Unsupported, format!("not supported: files of this tree have no {what}")))
+    }
+}
+
+/// A name that is not there. In 9P2000 a sentence is all that a client has to tell it from other failures: Linux, which makes
+/// files where it finds none, knows a few sentences by heart, and this is one of them.
+fn as_known(failure: Failure, dialect: Dialect) -> Failure {
+    match failure {
+        Failure::Tree(refusal) if dialect == Dialect::Plain && refusal.code == Code::NotFound => {
+            Failure::Tree(Refusal::not_found("file not found"))
+        }
+        other => other,
     }
 }
 

@@ -6,7 +6,7 @@
 
 use super::ClientError;
 use crate::ninep::frame::{Input, Output};
-use crate::ninep::{Malformed, Reply, Request};
+use crate::ninep::{Dialect, Malformed, Reply, Request};
 use bytes::Bytes;
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -31,7 +31,11 @@ pub(super) struct Answered {
 impl Answered {
     /// The reply.
     pub fn reply(&self) -> Result<Reply<'_>, ClientError> {
-        Ok(Reply::decode(self.kind, &self.body)?)
+        match Reply::decode(Dialect::L, self.kind, &self.body) {
+            // A server that speaks no .L answers a Tversion which it refuses as 9P2000 has it.
+            Err(Malformed::UnknownType { .. }) => Ok(Reply::decode(Dialect::Plain, self.kind, &self.body)?),
+            decoded => Ok(decoded?),
+        }
     }
 
     /// The part of the body that `data`, which was decoded from it, stands for.
@@ -113,7 +117,7 @@ impl Connection {
         asked.done();
         match answered.reply()? {
             Reply::Lerror { ecode } => Err(ClientError::Refused { errno: i32::try_from(ecode).unwrap_or(i32::MAX) }),
-            Reply::Error { ename } => Err(ClientError::Protocol(format!("the server said: {ename}"))),
+            Reply::Error { ename, .. } => Err(ClientError::Protocol(format!("the server said: {ename}"))),
             _ => Ok(answered),
         }
     }
@@ -131,7 +135,7 @@ impl Connection {
             Request::Version { .. } => VERSION_TAG,
             _ => state.free.pop().ok_or_else(|| ClientError::Protocol("no tag is free".into()))?,
         };
-        if let Err(malformed) = state.output.request(tag, request) {
+        if let Err(malformed) = state.output.request(Dialect::L, tag, request) {
             self.free(&mut state, tag);
             return Err(malformed.into());
         }
@@ -164,7 +168,7 @@ impl Connection {
 
     fn try_clunk(&self, state: &mut State, fid: u32) -> bool {
         let (Ok(permit), Some(tag)) = (self.tags.try_acquire(), state.free.last().copied()) else { return false };
-        if state.output.request(tag, &Request::Clunk { fid }).is_ok() {
+        if state.output.request(Dialect::L, tag, &Request::Clunk { fid }).is_ok() {
             permit.forget();
             state.free.pop();
             state.slots.insert(tag, Slot::Clunk);
@@ -181,7 +185,7 @@ impl Connection {
         }
         state.slots.insert(tag, Slot::Flushed);
         // A Tflush is too short to fail.
-        let _ = state.output.request(tag + FLUSH_TAG, &Request::Flush { oldtag: tag });
+        let _ = state.output.request(Dialect::L, tag + FLUSH_TAG, &Request::Flush { oldtag: tag });
         state.wake();
     }
 

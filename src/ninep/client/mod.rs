@@ -9,7 +9,7 @@ pub use path::Follow;
 use super::field::{Cursor, DirEntry, Field, Malformed};
 use super::identity::{Identity, IdentityError};
 use super::linux::{AT_REMOVEDIR, Attributes, getattr, mode, open};
-use super::{Data, MSIZE_MAX, MSIZE_MIN, NOFID, Qid, Reply, Request, VERSION_L, tls};
+use super::{Data, Dialect, MSIZE_MAX, MSIZE_MIN, NOFID, NumericId, Qid, Reply, Request, VERSION_L, tls};
 use crate::text::Dial;
 use bytes::Bytes;
 use connection::{Answered, Connection};
@@ -176,7 +176,7 @@ impl Client {
             other => return Err(unexpected(&other)),
         }
         // Who we are by the kernel counts, where the server can ask it; other servers believe this.
-        let n_uname = rustix::process::geteuid().as_raw();
+        let n_uname = NumericId(rustix::process::geteuid().as_raw());
         let attach = Request::Attach { fid: ROOT_FID, afid: NOFID, uname: "", aname, n_uname };
         self.connection.ask(&attach).await?;
         Ok(())
@@ -224,7 +224,7 @@ impl Client {
             }
             let mut cursor = Cursor::new(records);
             while !cursor.is_empty() {
-                let record = DirEntry::get(&mut cursor)?;
+                let record = DirEntry::get(Dialect::L, &mut cursor)?;
                 offset = record.offset;
                 if !matches!(record.name, "." | "..") {
                     entries.push(Entry { name: record.name.to_owned(), qid: record.qid });
