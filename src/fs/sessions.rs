@@ -39,7 +39,7 @@ pub struct Session {
     /// Since when, milliseconds since the epoch.
     pub since_ms: u64,
     begun: Instant,
-    dialect: OnceLock<&'static str>,
+    dialect: Mutex<Option<&'static str>>,
     msize: AtomicU32,
     fids: AtomicUsize,
     waiting: AtomicUsize,
@@ -104,8 +104,7 @@ impl Session {
 
     /// A version was agreed on.
     pub fn agreed(&self, dialect: &'static str, msize: u32) {
-        // Who agrees again on another dialect is shown with the first.
-        let _ = self.dialect.set(dialect);
+        *self.dialect.lock().unwrap_or_else(PoisonError::into_inner) = Some(dialect);
         self.msize.store(msize, Ordering::Relaxed);
     }
 
@@ -143,7 +142,7 @@ impl Session {
     /// What can be said of it now.
     pub fn seen(&self) -> Seen {
         Seen {
-            dialect: self.dialect.get().copied(),
+            dialect: *self.dialect.lock().unwrap_or_else(PoisonError::into_inner),
             msize: self.msize.load(Ordering::Relaxed),
             fids: self.fids.load(Ordering::Relaxed),
             waiting: self.waiting.load(Ordering::Relaxed),
@@ -212,7 +211,7 @@ impl Sessions {
             who,
             since_ms,
             begun: Instant::now(),
-            dialect: OnceLock::new(),
+            dialect: Mutex::default(),
             msize: AtomicU32::new(0),
             fids: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),

@@ -146,6 +146,18 @@ impl Output {
         Poll::Ready(Ok(sent))
     }
 
+    /// Sends all of it, and what a layer below, such as TLS, has taken and not sent yet.
+    pub fn poll_send_all(
+        &mut self,
+        stream: &mut (impl AsyncWrite + Unpin),
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        while !self.is_empty() {
+            ready!(self.poll_send(stream, context))?;
+        }
+        Pin::new(stream).poll_flush(context)
+    }
+
     fn advance(&mut self, mut sent: usize) {
         while let Some(piece) = self.pieces.front_mut() {
             let taken = sent.min(piece.len());

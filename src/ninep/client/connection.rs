@@ -238,14 +238,10 @@ impl Connection {
             return Poll::Ready(why.clone());
         }
         state.driver = Some(context.waker().clone());
-        while !state.output.is_empty() {
-            match state.output.poll_send(stream, context) {
-                Poll::Pending => break,
-                Poll::Ready(Ok(_)) => {}
-                Poll::Ready(Err(error)) => return Poll::Ready(error.to_string()),
-            }
+        match state.output.poll_send_all(stream, context) {
+            Poll::Ready(Err(error)) => Poll::Ready(error.to_string()),
+            Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
         }
-        Poll::Pending
     }
 
     fn take_answers(&self, input: &mut Input) -> Result<(), Malformed> {
