@@ -33,7 +33,7 @@ mod words;
 pub use access::{About, Access};
 pub use command::{Command, Conditions, VmReport, VmVerb};
 pub use directory::{Directory, Kind, Touched};
-pub use encoding::DecodeError;
+pub use encoding::{DecodeError, ENTRY_FORMAT, STATE_FORMAT};
 pub use entry::{By, Entry, EntryId, Outcome, Reply};
 pub use event::{Event, Subject, What};
 pub use history::{HISTORY_MAX, History};
