@@ -71,8 +71,10 @@ fn status(asked: &Asked<'_>) -> Result<String, Refusal> {
         .line("state", if node.up { "up" } else { "down" })
         .line("version", node.version)
         .line("memory", size::print(node.memory_bytes))
-        .line("memory-promised", size::print(asked.state.memory_promised(node.id)))
+        .line("memory-promised", size::print(asked.state.promised(node.id).bytes))
         .line("cpus", node.cpus)
+        .line("vcpus-promised", asked.state.promised(node.id).cpus)
+        .maybe("vcpus-max", node.vcpus_max)
         .line("changed", rfc3339(node.changed.millis()));
     if node.id == asked.server.node() {
         for (key, value) in asked.server.host().status() {
@@ -91,7 +93,7 @@ fn list(asked: &Asked<'_>) -> Result<String, Refusal> {
             if node.up { "up" } else { "down" }.to_owned(),
             node.hypervisor.clone(),
             size::print(node.memory_bytes),
-            size::print(asked.state.memory_promised(node.id)),
+            size::print(asked.state.promised(node.id).bytes),
             node.cpus.to_string(),
         ]);
     }

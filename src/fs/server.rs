@@ -93,7 +93,9 @@ impl Server {
     }
 
     pub(super) fn note_for(&self, who: &Caller, refusal: &Refusal) {
-        self.0.errors.note(who, refusal, self.state().now().millis());
+        let now =
+            self.engine().time().inspect_err(|error| tracing::warn!(%error, "a refusal is kept without its time"));
+        self.0.errors.note(who, refusal, now.ok().map(|now| now.millis()));
     }
 
     /// What is at a place, for this caller.

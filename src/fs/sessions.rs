@@ -2,11 +2,11 @@
 //! is ended from outside. Bounded: in all by the places that the server has, for each user by [`CONNECTIONS_PER_USER_MAX`].
 
 use super::tree::Credential;
+use crate::clock::system_millis;
 use crate::text::{Code, Refusal};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -194,8 +194,9 @@ impl Sessions {
     /// Lets somebody in, for as long as the answer is kept.
     ///
     /// # Errors
-    /// EAGAIN: the user has as many connections as a user may have.
+    /// EAGAIN: the user has as many connections as a user may have, or this machine's clock can't be read.
     pub fn enter(self: &Arc<Self>, who: Newcomer) -> Result<Place, Refusal> {
+        let since_ms = system_millis().map_err(|error| Refusal::again(error.to_string()))?;
         let mut open = self.open();
         let count = open.of_users.entry(who.user.clone()).or_default();
         if *count >= CONNECTIONS_PER_USER_MAX {
@@ -205,11 +206,10 @@ impl Sessions {
         }
         *count += 1;
         open.last += 1;
-        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
         let session = Arc::new(Session {
             id: open.last,
             who,
-            since_ms: u64::try_from(now_ms).unwrap_or(u64::MAX),
+            since_ms,
             begun: Instant::now(),
             dialect: Mutex::default(),
             msize: AtomicU32::new(0),

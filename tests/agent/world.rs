@@ -21,6 +21,8 @@ pub enum Fault {
     Hang,
     /// It panics.
     Panic,
+    /// It takes so long, and panics.
+    LatePanic(Duration),
     /// It says that it is done, and nothing has happened.
     Lie,
     /// It takes so long.
@@ -154,6 +156,10 @@ impl World {
             }
             Some(Fault::Hang) => std::future::pending().await,
             Some(Fault::Panic) => panic!("injected into {name}"),
+            Some(Fault::LatePanic(time)) => {
+                tokio::time::sleep(time).await;
+                panic!("injected into {name}, late")
+            }
             Some(Fault::Lie) => Ok(lie),
             Some(Fault::Slow(time)) => {
                 tokio::time::sleep(time).await;
@@ -309,7 +315,7 @@ impl Hypervisor for World {
                 Some(Fault::Lie) => Ok(()),
                 Some(Fault::Before | Fault::Hang) => Err(std::io::Error::other("injected")),
                 Some(Fault::After) => spawned(record).and_then(|()| Err(std::io::Error::other("injected"))),
-                Some(Fault::Panic) => panic!("injected into the record of the process"),
+                Some(Fault::Panic | Fault::LatePanic(_)) => panic!("injected into the record of the process"),
                 Some(Fault::Slow(_) | Fault::SlowAnswer(_)) | None => spawned(record),
             }
         };

@@ -14,11 +14,15 @@ mod cli;
 mod client;
 mod codec;
 mod linux;
+mod mutations;
 mod oracle;
 mod places;
 mod plain;
 
+mod random;
 mod raw;
+mod recorded;
 mod rules;
 mod tools;
 mod toy;
+mod trace;

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod dialects;
 mod fronts;
 mod fuse;
 mod guest;
@@ -10,6 +11,7 @@ mod images;
 mod kills;
 mod linux;
 mod secure;
+mod starts;
 mod support;
 #[path = "../table/mod.rs"]
 mod table;

@@ -27,7 +27,9 @@ impl Node {
 
     /// Starts a node with these further arguments.
     pub fn with(arguments: &[&str]) -> Node {
-        Node::prepared(|_| arguments.iter().map(|a| (*a).to_owned()).collect())
+        let mut node = Node::unstarted(arguments);
+        node.start();
+        node
     }
 
     /// Starts a node with what `prepare` says once it has been told the folder, in which `data` is to be the node's data.
@@ -37,6 +39,13 @@ impl Node {
         let mut node = Node { folder, arguments, process: None };
         node.start();
         node
+    }
+
+    /// A node that is to be started with these further arguments.
+    pub fn unstarted(arguments: &[&str]) -> Node {
+        let folder = tempfile::Builder::new().prefix("n").tempdir().unwrap();
+        let arguments = arguments.iter().map(|a| (*a).to_owned()).collect();
+        Node { folder, arguments, process: None }
     }
 
     /// The folder with everything of the node.
@@ -67,19 +76,24 @@ impl Node {
     /// Starts the daemon and waits until the tree is there.
     pub fn start(&mut self) {
         assert!(self.process.is_none());
+        let mut child = self.spawn();
+        let mut said = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut said).unwrap();
+        self.process = Some(child);
+        assert!(said.starts_with("ready"), "the node did not start; its trace:\n{}", self.trace_text());
+    }
+
+    /// Starts the daemon and waits for nothing; whoever calls this ends it.
+    pub fn spawn(&self) -> Child {
         let trace = std::fs::File::options().create(true).append(true).open(self.trace()).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_blixard"))
+        Command::new(env!("CARGO_BIN_EXE_blixard"))
             .args(["serve", "--data", self.data().to_str().unwrap(), "--mount", self.mount().to_str().unwrap()])
             .args(&self.arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(trace)
             .spawn()
-            .unwrap();
-        let mut said = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut said).unwrap();
-        self.process = Some(child);
-        assert!(said.starts_with("ready"), "the node did not start; its trace:\n{}", self.trace_text());
+            .unwrap()
     }
 
     /// SIGKILL, as when the machine's memory runs out.

@@ -3,7 +3,7 @@
 use super::cluster::{Cluster, NODE, spec, user};
 use super::play::play;
 use super::steps::Step;
-use blixard::engine::state::{Command, DecodeError, Entry, EntryId, State, VmVerb};
+use blixard::engine::state::{DecodeError, Entry, EntryId, State, VmVerb};
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 
@@ -100,7 +100,7 @@ fn what_is_no_state_or_entry_is_not_taken_for_one() {
     let mut other = state.clone();
     other[0] = 9;
     let error = State::decode(&other).unwrap_err();
-    assert_eq!(error.to_string(), "it has format 9, and this blixard knows formats up to 2");
+    assert_eq!(error.to_string(), "it has format 9, and this blixard knows format 2");
     for cut in 1..state.len() {
         assert!(State::decode(&state[..cut]).is_err(), "cut at {cut}");
     }
@@ -124,21 +124,4 @@ fn a_different_state_has_a_different_hash() {
     hashes.push(cluster.state.hash());
     hashes.dedup();
     assert_eq!(hashes.len(), 4, "a refused entry is noted as submitted");
-}
-
-/// As blixards before format 2 wrote it: without what is kept beside users, which was the last field then to come.
-#[test]
-fn a_state_of_format_1_is_read() {
-    use sha2::{Digest, Sha256};
-    let mut cluster = Cluster::new();
-    cluster.running(spec());
-    let newest = cluster.state.encode();
-    let (body, last) = newest[33..].split_at(newest.len() - 34);
-    assert_eq!(last, [0], "nothing is kept beside anybody");
-    let older = [&[1][..], &Sha256::digest(body), body].concat();
-    assert_eq!(State::decode(&older).as_ref(), Ok(&cluster.state));
-    assert_eq!(cluster.log[0].encode()[0], 1, "what format 1 can say is said in it");
-    cluster.done(user("root"), Command::UserDelete { name: "ann".into() });
-    assert_eq!(cluster.log.last().unwrap().encode()[0], 2);
-    assert_eq!(State::decode(&cluster.state.encode()).as_ref(), Ok(&cluster.state));
 }

@@ -76,7 +76,7 @@ pub struct Options {
     pub images: PathBuf,
     /// Memory that guests may have, in bytes; None: what the hypervisor finds.
     pub memory_bytes: Option<u64>,
-    /// Virtual CPUs that the node says it has; None: the host's.
+    /// Virtual CPUs that guests may have together; None: no limit.
     pub cpus: Option<u32>,
     /// See [`SetTraceLevel`].
     pub set_trace_level: SetTraceLevel,
@@ -165,7 +165,8 @@ impl Agent {
             host_boot,
             hypervisor: hypervisor.name().to_owned(),
             memory_bytes: options.memory_bytes.unwrap_or(capabilities.memory_bytes),
-            cpus: options.cpus.unwrap_or_else(host_cpus),
+            cpus: host_cpus(),
+            vcpus_max: options.cpus,
         };
         engine.submit(By::Agent, vec![up]).await.map_err(AgentError::Refused)?;
         image_faults.extend(register_images(&engine, found).await);

@@ -9,7 +9,7 @@ use super::{AGAIN_AFTER, AgentError, Shared};
 use crate::engine::state::{Actual, Command, Desired, Kind, State, Vm, VmId, VmReport};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -152,11 +152,15 @@ fn start_actor(shared: &Arc<Shared>, id: VmId) -> Result<(), String> {
     let changed = Arc::new(Notify::new());
     actors(shared).insert(id, ActorOf::Runs(changed.clone()));
     let weak = Arc::downgrade(shared);
+    let begun_for = Arc::new(Mutex::new(None));
+    let begins_for = begun_for.clone();
     let start = move |stop: CancellationToken| {
-        let (shared, changed) = (weak.upgrade(), changed.clone());
+        let (shared, changed, begins_for) = (weak.upgrade(), changed.clone(), begins_for.clone());
         async move {
             let Some(shared) = shared else { return Ok(()) };
             loop {
+                let wanted = shared.engine.state().vm(id).map(|vm| Wanted::of(vm));
+                *begins_for.lock().unwrap_or_else(PoisonError::into_inner) = wanted;
                 Actor::new(shared.clone(), id, changed.clone()).run(stop.clone()).await?;
                 // Under the lock that `wake` takes: a change either finds this actor, or finds that there is none.
                 let mut actors = actors(&shared);
@@ -173,8 +177,9 @@ fn start_actor(shared: &Arc<Shared>, id: VmId) -> Result<(), String> {
     let task = format!("vm/{id}/{nth}");
     let (weak, name) = (Arc::downgrade(shared), task.clone());
     let given_up = move |failure| async move {
+        let wanted = *begun_for.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(shared) = weak.upgrade() {
-            give_up(&shared, id, name, failure).await;
+            give_up(&shared, id, wanted.map(|wanted| ActorOf::GivenUp { task: name, wanted }), failure).await;
         }
     };
     let started = supervisor.start_and_tell(&task, Policy::ACTOR, start, given_up);
@@ -184,13 +189,24 @@ fn start_actor(shared: &Arc<Shared>, id: VmId) -> Result<(), String> {
     started
 }
 
-/// The VM's actor has failed too often. Its machine, if there is one, goes on, and the VM's status says so.
-async fn give_up(shared: &Shared, id: VmId, task: String, failure: String) {
+/// The VM's actor has failed too often. Its machine, if there is one, goes on, and the VM's status says so. What the last one had
+/// when it began counts as tried; what has come since does not, and gets an actor.
+async fn give_up(shared: &Arc<Shared>, id: VmId, given_up: Option<ActorOf>, failure: String) {
+    match given_up {
+        Some(given_up) => drop(actors(shared).insert(id, given_up)),
+        // It began when the VM was no more.
+        None => drop(actors(shared).remove(&id)),
+    }
     let state = shared.engine.state();
     let Some(vm) = state.vm(id) else { return removed(shared, id) };
-    let (generation, wanted) = (vm.generation, Wanted::of(vm));
+    if let Err(why) = wake(shared, vm) {
+        tracing::error!(vm = %id, why, "has no task any more");
+    }
+    if matches!(actors(shared).get(&id), Some(ActorOf::Runs(_))) {
+        return;
+    }
+    let generation = vm.generation;
     drop(state);
-    actors(shared).insert(id, ActorOf::GivenUp { task, wanted });
     let sentence = format!(
         "its task failed again and again and was given up: {failure}; \
          to have it tried again, kill the vm (or start it, if it does not run), or start the node anew"

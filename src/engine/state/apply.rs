@@ -137,9 +137,15 @@ impl Work<'_> {
     fn one(&mut self, command: &Command) -> Result<Reply, Refusal> {
         match command {
             Command::Init { cluster, node, admin, admin_uid } => self.init(cluster, node, admin, *admin_uid),
-            Command::NodeUp { host_boot, hypervisor, memory_bytes, cpus } => {
+            Command::NodeUp { host_boot, hypervisor, memory_bytes, cpus, vcpus_max } => {
                 self.agent_only()?;
-                self.node_up(&NodeReport { host_boot, hypervisor, memory_bytes: *memory_bytes, cpus: *cpus })
+                self.node_up(&NodeReport {
+                    host_boot,
+                    hypervisor,
+                    memory_bytes: *memory_bytes,
+                    cpus: *cpus,
+                    vcpus_max: *vcpus_max,
+                })
             }
             Command::NodeDown => {
                 self.agent_only()?;

@@ -26,8 +26,10 @@ pub enum Command {
         hypervisor: String,
         /// Memory that guests may have there, in bytes.
         memory_bytes: u64,
-        /// Virtual CPUs that guests may have there.
+        /// CPUs of the host.
         cpus: u32,
+        /// Virtual CPUs that all guests there may have together; None: no limit.
+        vcpus_max: Option<u32>,
     },
     /// A node's process is about to end cleanly.
     NodeDown,
@@ -142,19 +144,6 @@ pub enum Command {
         /// The certificate's serial number, in lower hexadecimal digits.
         serial: String,
     },
-}
-
-impl Command {
-    /// Was it unknown to format 1 of entries?
-    pub(super) fn is_of_format_2(&self) -> bool {
-        matches!(
-            self,
-            Command::UserNewWithin { .. }
-                | Command::UserSetWithin { .. }
-                | Command::UserDelete { .. }
-                | Command::CertificateRevoke { .. }
-        )
-    }
 }
 
 /// `version=` and `id=`.

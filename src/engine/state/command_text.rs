@@ -10,8 +10,9 @@ impl fmt::Display for Command {
             Command::Init { cluster, node, admin, admin_uid } => {
                 write!(f, "cluster init {} node={node} admin={} uid={admin_uid}", quote(cluster), quote(admin))
             }
-            Command::NodeUp { hypervisor, memory_bytes, cpus, .. } => {
-                write!(f, "node up hypervisor={hypervisor} memory={} cpus={cpus}", size::print(*memory_bytes))
+            Command::NodeUp { hypervisor, memory_bytes, cpus, vcpus_max, .. } => {
+                write!(f, "node up hypervisor={hypervisor} memory={} cpus={cpus}", size::print(*memory_bytes))?;
+                attribute(f, "vcpus-max", vcpus_max.map(|most| most.to_string()).as_deref())
             }
             Command::NodeDown => f.write_str("node down"),
             Command::Barrier => f.write_str("barrier"),

@@ -1,19 +1,13 @@
 //! Entries and states as bytes: a byte for the format, then postcard's encoding, which is canonical (one value, one text).
-//!
-//! Older formats are read for ever. An entry is written in the oldest format that can hold it, so that a node which knows
-//! no other can go on for as long as nobody uses what is new.
 
-use super::{Command, Entry, State};
+use super::{Entry, State};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// The newest format of an encoded [`Entry`], its first byte. A new kind of command is a new format; one that is older is
-/// part of it.
+/// The format of an encoded [`Entry`], its first byte. A new kind of command is a new format.
 const ENTRY_FORMAT: u8 = 2;
-/// The newest format of an encoded [`State`], its first byte.
+/// The format of an encoded [`State`], its first byte.
 const STATE_FORMAT: u8 = 2;
-/// What a state of format 1 lacks at its end: an empty map.
-const SINCE_FORMAT_2: &[u8] = &[0];
 
 /// Length of a SHA-256.
 const HASH_BYTES: usize = 32;
@@ -22,11 +16,11 @@ const HASH_BYTES: usize = 32;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// Written by a blixard with another format.
-    #[error("it has format {found}, and this blixard knows formats up to {known}")]
+    #[error("it has format {found}, and this blixard knows format {known}")]
     UnknownFormat {
         /// Its first byte.
         found: u8,
-        /// The newest that would be right.
+        /// The byte that would be right.
         known: u8,
     },
     /// Not what was written.
@@ -37,8 +31,7 @@ pub enum DecodeError {
 impl Entry {
     /// As bytes, for the log.
     pub fn encode(&self) -> Vec<u8> {
-        let format = if self.commands.iter().any(Command::is_of_format_2) { 2 } else { 1 };
-        append(vec![format], self)
+        append(vec![ENTRY_FORMAT], self)
     }
 
     /// From [`Entry::encode`]'s bytes.
@@ -46,8 +39,7 @@ impl Entry {
     /// # Errors
     /// Another format, or damaged.
     pub fn decode(bytes: &[u8]) -> Result<Entry, DecodeError> {
-        let (_format, rest) = of_format(bytes, ENTRY_FORMAT)?;
-        decode(rest)
+        decode(of_format(bytes, ENTRY_FORMAT)?)
     }
 }
 
@@ -68,13 +60,10 @@ impl State {
     /// # Errors
     /// Another format, or damaged.
     pub fn decode(bytes: &[u8]) -> Result<State, DecodeError> {
-        let (format, rest) = of_format(bytes, STATE_FORMAT)?;
+        let rest = of_format(bytes, STATE_FORMAT)?;
         // The hash comes first: a map that is told a damaged length would reserve memory for it.
         match rest.split_first_chunk::<HASH_BYTES>() {
-            Some((hash, body)) if Sha256::digest(body).as_slice() == hash => match format {
-                1 => decode(&[body, SINCE_FORMAT_2].concat()),
-                _ => decode(body),
-            },
+            Some((hash, body)) if Sha256::digest(body).as_slice() == hash => decode(body),
             Some(_) => Err(DecodeError::Damaged("its hash does not match".to_owned())),
             None => Err(DecodeError::Damaged("it is too short".to_owned())),
         }
@@ -97,11 +86,11 @@ pub(super) fn append(bytes: Vec<u8>, value: &impl Serialize) -> Vec<u8> {
     appended.unwrap_or_default()
 }
 
-/// The format, and what comes after it.
-fn of_format(bytes: &[u8], newest: u8) -> Result<(u8, &[u8]), DecodeError> {
+/// What comes after the format, if it is this one.
+fn of_format(bytes: &[u8], known: u8) -> Result<&[u8], DecodeError> {
     match bytes.split_first() {
-        Some((found, rest)) if (1..=newest).contains(found) => Ok((*found, rest)),
-        Some((found, _)) => Err(DecodeError::UnknownFormat { found: *found, known: newest }),
+        Some((&found, rest)) if found == known => Ok(rest),
+        Some((&found, _)) => Err(DecodeError::UnknownFormat { found, known }),
         None => Err(DecodeError::Damaged("it is empty".to_owned())),
     }
 }

@@ -39,6 +39,7 @@ pub use event::{Event, Subject, What};
 pub use history::{HISTORY_MAX, History};
 pub use image::Image;
 pub use node::Node;
+pub use placement::Promised;
 pub use spec::{Restart, SpecChanges, VmSpec};
 pub use user::{NOBODY, Operation, Role, User};
 pub use vm::{Actual, Desired, Vm};
@@ -102,8 +103,8 @@ pub struct State {
     /// The last applied (boot, n) of each node.
     submitters: OrdMap<NodeId, (u64, u64)>,
     keys: Keys,
-    /// Guest memory promised on each node, in bytes.
-    promised: OrdMap<NodeId, u64>,
+    /// What is promised on each node.
+    promised: OrdMap<NodeId, Promised>,
     last_vm: u64,
     last_image: u64,
     last_user: u64,
@@ -187,9 +188,9 @@ impl State {
         self.nodes.values()
     }
 
-    /// Guest memory promised on a node, in bytes.
-    pub fn memory_promised(&self, node: NodeId) -> u64 {
-        self.promised.get(&node).copied().unwrap_or(0)
+    /// What is promised to guests on a node.
+    pub fn promised(&self, node: NodeId) -> Promised {
+        self.promised.get(&node).copied().unwrap_or_default()
     }
 
     /// An image by name.

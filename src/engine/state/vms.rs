@@ -1,7 +1,7 @@
 //! Commands about VMs, with what they touch beside the VM itself: names, leases, promises of memory.
 
 use super::apply::Work;
-use super::placement::place;
+use super::placement::{Promised, place};
 use super::vm::Change;
 use super::{
     About, By, Conditions, Kind, NodeId, Operation, Reply, SpecChanges, Subject, Vm, VmId, VmReport, VmSpec, VmVerb,
@@ -200,10 +200,10 @@ impl Work<'_> {
 
     /// Takes back what the VM was promised before, and promises what it is to have now.
     fn promise(&mut self, old: Option<&Vm>, new: &Vm) {
-        for (vm, with) in [(old, u64::saturating_sub as fn(u64, u64) -> u64), (Some(new), u64::saturating_add)] {
-            let Some((node, bytes)) = vm.and_then(|vm| Some((vm.node?, vm.promised_bytes))) else { continue };
-            match with(self.state.memory_promised(node), bytes) {
-                0 => self.state.promised.remove(&node),
+        for (vm, with) in [(old, Promised::without as fn(Promised, &Vm) -> Promised), (Some(new), Promised::with)] {
+            let Some((vm, node)) = vm.and_then(|vm| Some((vm, vm.node?))) else { continue };
+            match with(self.state.promised(node), vm) {
+                nothing if nothing == Promised::default() => self.state.promised.remove(&node),
                 promised => self.state.promised.insert(node, promised),
             };
         }

@@ -197,7 +197,8 @@ impl Session {
             Err(malformed @ Malformed::UnknownType { .. }) => Err(own(Code::Unsupported, malformed.to_string())),
             // As over any other front: there is no file of such a name.
             Err(Malformed::NotUtf8) if header.kind == TWALK => {
-                Err(own(Code::NotFound, "the name was not found: it is not UTF-8, as all names here are"))
+                let not_found = own(Code::NotFound, "the name was not found: it is not UTF-8, as all names here are");
+                Err(as_known(not_found, dialect))
             }
             Err(malformed) => Err(own(Code::Invalid, malformed.to_string())),
             Ok(_) if tag == NOTAG => Err(own(Code::Invalid, "invalid tag: NOTAG is for Tversion alone")),
@@ -445,7 +446,9 @@ impl Session {
 /// files where it finds none, knows a few sentences by heart, and this is one of them.
 fn as_known(failure: Failure, dialect: Dialect) -> Failure {
     match failure {
-        Failure::Tree(refusal) if dialect == Dialect::Plain && refusal.code == Code::NotFound => {
+        Failure::Tree(refusal) | Failure::Own(refusal)
+            if dialect == Dialect::Plain && refusal.code == Code::NotFound =>
+        {
             Failure::Tree(Refusal::not_found("file not found"))
         }
         other => other,
