@@ -175,3 +175,25 @@ impl Output {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+    use tokio::io::BufWriter;
+
+    #[tokio::test]
+    async fn what_a_layer_below_holds_back_is_sent_too() {
+        let (ours, mut theirs) = tokio::io::duplex(64 * 1024);
+        // As TLS does, it takes more than it sends.
+        let mut stream = BufWriter::new(ours);
+        let mut output = Output::default();
+        let data = Bytes::from(vec![7; UNCOPIED_BYTES_MIN]);
+        output.data(117, 1, data).unwrap();
+        let length = output.len();
+        poll_fn(|context| output.poll_send_all(&mut stream, context)).await.unwrap();
+        let mut received = vec![0; length];
+        let reading = theirs.read_exact(&mut received);
+        assert_eq!(futures::FutureExt::now_or_never(reading).unwrap().unwrap(), length);
+    }
+}

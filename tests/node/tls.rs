@@ -139,7 +139,7 @@ async fn only_the_right_certificate_comes_in_and_every_other_is_refused_with_a_r
     assert!(is_let_in(&secure, Some(&right), 5640).await, "and all the same the right one comes in");
 }
 
-/// TLS keeps some of what it was given to send: what is left of it when the socket is full must follow by itself.
+/// However much waits in the server, in TLS and in the sockets, all of it comes in the end.
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_comes_however_late_it_is_read() {
     let secure = Secure::start();
