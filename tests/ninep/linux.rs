@@ -144,12 +144,15 @@ fn what_the_tree_does_not_do_is_refused_with_a_sentence() {
         (Request::Xattrcreate { fid: 1, name, attr_size: 1 << 40, flags }, EOPNOTSUPP),
         (Request::Lock { fid: 1, kind: 1, flags, start: 0, length: 0, proc_id: 1, client_id: "" }, EOPNOTSUPP),
         (Request::Getlock { fid: 1, kind: 1, start: 0, length: 0, proc_id: 1, client_id: "" }, EOPNOTSUPP),
-        (Request::Mkdir { dfid: 77, name, mode, gid }, EBADF),
     ] {
         let before = running.toy.noted.lock().unwrap().len();
         assert_eq!(raw.errno(&request), errno, "{request:?}");
         assert_eq!(running.toy.noted.lock().unwrap().len(), before + 1, "{request:?} has a sentence in /err");
     }
+    // A wrong fid is the client program's mistake, and no news to its user.
+    let before = running.toy.noted.lock().unwrap().len();
+    assert_eq!(raw.errno(&Request::Mkdir { dfid: 77, name, mode, gid }), EBADF);
+    assert_eq!(running.toy.noted.lock().unwrap().len(), before);
     let me = rustix::process::getuid().as_raw();
     assert!(running.toy.noted.lock().unwrap().iter().all(|(uid, _)| *uid == Some(me)));
 }

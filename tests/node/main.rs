@@ -8,6 +8,7 @@ mod guest;
 #[path = "../images/mod.rs"]
 mod images;
 mod kills;
+mod mount;
 mod support;
 #[path = "../table/mod.rs"]
 mod table;
