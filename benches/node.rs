@@ -4,82 +4,17 @@
 //! `./bench` installs the peers and runs this. Figures are for ratios: the machine is shared and noisy.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+#[path = "peers/mod.rs"]
+mod peers;
+
 use blixard::ninep::client::Client;
+use peers::{Diod, Node};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 const SECONDS: f64 = 3.0;
-
-/// A node of the built binary, ended with its VMs at the end.
-struct Node {
-    folder: tempfile::TempDir,
-    child: Child,
-}
-
-impl Node {
-    fn start(hypervisor: &str) -> Node {
-        let folder = tempfile::Builder::new().prefix("b").tempdir().unwrap();
-        let images = std::env::var("BLIXARD_IMAGES").expect("./bench names the images");
-        let (data, mount) = (folder.path().join("data"), folder.path().join("n"));
-        let mut child = Command::new(env!("CARGO_BIN_EXE_blixard"))
-            .args(["serve", "--hypervisor", hypervisor, "--images", &images, "--trace", "error"])
-            .args(["--data", data.to_str().unwrap(), "--mount", mount.to_str().unwrap()])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        assert!(line.starts_with("ready"), "the node did not start");
-        Node { folder, child }
-    }
-
-    fn at(&self, path: &str) -> PathBuf {
-        self.folder.path().join("n").join(path)
-    }
-
-    fn data(&self) -> PathBuf {
-        self.folder.path().join("data")
-    }
-
-    fn new_vms(&self, lines: &str) -> Vec<u64> {
-        let mut file = std::fs::File::options().read(true).write(true).open(self.at("vms/new")).unwrap();
-        assert_eq!(file.write(lines.as_bytes()).unwrap(), lines.len());
-        let mut numbers = String::new();
-        file.read_to_string(&mut numbers).unwrap();
-        numbers.lines().map(|n| n.parse().unwrap()).collect()
-    }
-
-    fn write(&self, path: &str, text: &str) {
-        let n = std::fs::File::options().write(true).open(self.at(path)).unwrap().write(text.as_bytes()).unwrap();
-        assert_eq!(n, text.len());
-    }
-
-    fn read(&self, path: &str) -> String {
-        std::fs::read_to_string(self.at(path)).unwrap()
-    }
-
-    /// Resident memory in KiB.
-    fn rss_kib(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse().unwrap()
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        let _ = self.child.wait();
-        for (pid, _) in blixard::engine::host::process::working_below(&self.data()) {
-            let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-        }
-        let _ = rustix::mount::unmount(self.at(""), rustix::mount::UnmountFlags::DETACH);
-    }
-}
 
 /// How often `act` is done per second by so many threads.
 fn rate(threads: usize, act: impl Fn() + Sync) -> f64 {
@@ -164,55 +99,6 @@ fn fuse_reads(node: &Node) {
     }
 }
 
-/// diod over a file of the same size in memory.
-struct Diod {
-    child: Child,
-    _folder: tempfile::TempDir,
-    port: u16,
-    path: String,
-}
-
-impl Diod {
-    fn start(size: usize) -> Option<Diod> {
-        let folder = tempfile::Builder::new().prefix("diod").tempdir_in("/dev/shm").ok()?;
-        std::fs::write(folder.path().join("status"), vec![b'x'; size]).ok()?;
-        let port = std::net::TcpListener::bind(("127.0.0.1", 0)).ok()?.local_addr().ok()?.port();
-        let export = folder.path().to_str()?.to_owned();
-        let child = Command::new("diod")
-            .args([
-                "-f",
-                "-n",
-                "-N",
-                "-l",
-                &format!("127.0.0.1:{port}"),
-                "-e",
-                &export,
-                "-L",
-                "/dev/null",
-                "-U",
-                "root",
-            ])
-            .stderr(Stdio::null())
-            .spawn()
-            .ok()?;
-        // It says nothing when it is ready.
-        for _ in 0..100 {
-            if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
-                return Some(Diod { child, _folder: folder, port, path: export });
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        None
-    }
-}
-
-impl Drop for Diod {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 fn ninep_rate(runtime: &tokio::runtime::Runtime, dial: &str, aname: &str, path: &str, at_once: usize) -> f64 {
     let dial = dial.parse().unwrap();
     runtime.block_on(async {
@@ -230,9 +116,55 @@ fn ninep_rate(runtime: &tokio::runtime::Runtime, dial: &str, aname: &str, path: 
     })
 }
 
+/// A node's tree through `blixard mount`.
+struct Remote {
+    mount: tempfile::TempDir,
+    child: Child,
+}
+
+impl Remote {
+    fn start(dial: &str) -> Remote {
+        let mount = tempfile::tempdir().unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_blixard"))
+            .args(["mount", dial, mount.path().to_str().unwrap()])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.starts_with("ready"), "the tree was not mounted");
+        Remote { mount, child }
+    }
+}
+
+impl Drop for Remote {
+    fn drop(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        let _ = self.child.wait();
+    }
+}
+
+fn remote_reads(node: &Node) {
+    let remote = Remote::start(&format!("unix!{}/sock", node.data().display()));
+    let (far, near) = (remote.mount.path().join("vms/1/status"), node.at("vms/1/status"));
+    for readers in [1, 4] {
+        let (ours, direct) = (rate(readers, || read_file(&far)), rate(readers, || read_file(&near)));
+        row(&format!("the same through blixard mount, {readers} readers"), ours, "direct FUSE mount", direct, "/s");
+        let stat = |path: &Path| rate(readers, || drop(std::fs::metadata(path).unwrap()));
+        row(
+            &format!("stat through blixard mount, {readers} readers"),
+            stat(&far),
+            "direct FUSE mount",
+            stat(&near),
+            "/s",
+        );
+    }
+}
+
 fn ninep_reads(node: &Node) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let Some(diod) = Diod::start(node.read("vms/1/status").len()) else {
+    let Some(diod) = Diod::start(&[("status", node.read("vms/1/status").len())]) else {
         return println!("(no diod here: ./bench installs it)");
     };
     let ours = format!("unix!{}/sock", node.data().display());
@@ -442,6 +374,7 @@ fn main() {
     let id = reads.new_vms("name=web image=tiny memory=128M\n")[0];
     reads.write(&format!("vms/{id}/ctl"), "start\n");
     fuse_reads(&reads);
+    remote_reads(&reads);
     ninep_reads(&reads);
     drop(reads);
     starts();

@@ -66,7 +66,7 @@ pub struct Trace {
 pub struct Limits {
     /// Memory that all guests of this node may have together, in bytes; None: what the host has to spare.
     pub memory_bytes: Option<u64>,
-    /// Virtual CPUs that all guests of this node may have together; None: as many as the host has.
+    /// Virtual CPUs that all guests of this node may have together; None: no limit, they share the host's.
     pub cpus: Option<u32>,
     /// How far another node's stamp may be ahead of this machine's clock, in milliseconds.
     pub drift_max_ms: u64,

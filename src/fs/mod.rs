@@ -6,8 +6,10 @@
 //! - `fuse/`, `ninep/`: the fronts; `remote/`: another node's tree, for the FUSE front
 //! - `server.rs`, `directories.rs`: walk, stat, readdir, open and remove, all derived from the tables
 //! - `handles.rs`: open files; `streams.rs` with `events.rs`, and `console.rs`: those that wait; `texts.rs`: long texts, kept
+//! - `confinement.rs`: what users see who are confined; `sessions.rs`: who is connected; `watch.rs`: who is not to be any more
 //! - `verbs.rs`: what is written to a ctl; `errors.rs`: `/err`
 
+mod confinement;
 mod console;
 mod directories;
 mod errors;
@@ -22,6 +24,7 @@ mod place;
 pub mod remote;
 mod root;
 mod server;
+pub mod sessions;
 mod streams;
 mod table;
 mod texts;
@@ -31,5 +34,6 @@ mod verbs;
 mod vm_attrs;
 mod vm_text;
 mod vms;
+mod watch;
 
 pub use server::Server;

@@ -72,7 +72,12 @@ impl Holder {
         if self.purpose == wanted {
             return Ok(());
         }
-        Err(format!("it is a {}'s, of '{}', and a {wanted}'s is needed", self.purpose, self.name))
+        let this = match self.purpose {
+            Purpose::User => "a user's",
+            Purpose::Node => "a node's",
+            Purpose::Other => "neither a user's nor a node's",
+        };
+        Err(format!("it is {this}, of '{}', and a {wanted}'s is needed", self.name))
     }
 
     /// Is it valid at this time?

@@ -191,7 +191,8 @@ fn certificate(why: &CertificateError) -> String {
             "it is not signed by this cluster's authority".to_owned()
         }
         CertificateError::NotValidForNameContext { expected, presented } => {
-            format!("it is not for {}, only for {}", expected.to_str(), presented.join(", "))
+            let names: Vec<&str> = presented.iter().map(|name| bare(name)).collect();
+            format!("it is not for {}, only for {}", expected.to_str(), names.join(", "))
         }
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
             "it was issued for another purpose: a user's is no node's".to_owned()
@@ -199,4 +200,10 @@ fn certificate(why: &CertificateError) -> String {
         CertificateError::Other(other) => other.to_string(),
         other => other.to_string(),
     }
+}
+
+/// A name as webpki shows it, `DnsName("alpha")` or `IpAddress(10.0.0.1)`, without what is around it.
+fn bare(presented: &str) -> &str {
+    let inner = presented.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')'));
+    inner.unwrap_or(presented).trim_matches('"')
 }

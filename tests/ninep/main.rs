@@ -15,11 +15,15 @@ mod client;
 mod codec;
 mod hostile;
 mod linux;
+mod mutations;
 mod oracle;
 mod places;
 mod plain;
 
+mod random;
 mod raw;
+mod recorded;
 mod rules;
 mod tools;
 mod toy;
+mod trace;

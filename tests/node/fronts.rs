@@ -13,13 +13,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// A path relative to the mount, and what stat says of it; links are not followed.
-type Found = (PathBuf, Metadata);
+pub type Found = (PathBuf, Metadata);
 
-/// What tells of the moment, of who asks, or of what was asked before.
+/// What tells of the moment, of who asks, or of what was asked before; and, of a node, of who asks anything.
 const CHANGING: &[&str] = &["clock", "me", "err", "log", "sync"];
+const CHANGING_OF_A_NODE: &str = "sessions";
 
 /// One of everything: a VM that runs, one that never did, one that was deleted, a pool, users.
-fn furnished() -> Node {
+pub fn furnished() -> Node {
     let node = simulated();
     let id = node.new_vm("name=web image=tiny memory=64M").unwrap();
     node.write(&format!("vms/{id}/ctl"), "start\n").unwrap();
@@ -49,7 +50,7 @@ fn find(mount: &Path, folder: &Path, found: &mut Vec<Found>) {
 }
 
 /// Everything below the mount, as find(1) meets it.
-fn everything(node: &Node) -> Vec<Found> {
+pub fn everything(node: &Node) -> Vec<Found> {
     let mut found = Vec::new();
     find(&node.mount(), Path::new(""), &mut found);
     assert!(found.len() > 60, "{found:#?}");
@@ -60,8 +61,8 @@ fn files(found: Vec<Found>) -> impl Iterator<Item = Found> {
     found.into_iter().filter(|(_, stat)| stat.is_file())
 }
 
-fn changes(path: &Path) -> bool {
-    CHANGING.iter().any(|name| path == Path::new(name))
+pub fn changes(path: &Path) -> bool {
+    CHANGING.iter().any(|name| path == Path::new(name)) || path.ends_with(CHANGING_OF_A_NODE)
 }
 
 fn ninep(node: &Node) -> NineP {
@@ -254,7 +255,7 @@ fn every_line_has_the_shape_that_the_rules_give_it() {
         checked += 1;
         match path.file_name().and_then(OsStr::to_str).unwrap() {
             "status" | "version" | "clock" | "me" => check_key_values(&path, &text),
-            "list" | "leases" => check_table(&path, &text),
+            "list" | "leases" | "sessions" => check_table(&path, &text),
             "events" => check_stream(&path, &text),
             "log" if path == Path::new("log") => check_stream(&path, &text),
             "json" => drop(serde_json::from_str::<serde_json::Value>(&text).unwrap()),

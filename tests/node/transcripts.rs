@@ -4,9 +4,18 @@ use crate::support::Node;
 use std::path::Path;
 
 /// One typed line and what is to come back.
-struct Step {
-    typed: String,
+pub struct Step {
+    pub typed: String,
     expected: Vec<String>,
+}
+
+/// What stands between the answers to two lines.
+const MARKER: &str = "--8<--";
+
+/// The lines of a file below tests/transcripts.
+pub fn steps_of(name: &str) -> Vec<Step> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts").join(name);
+    steps(&std::fs::read_to_string(file).unwrap())
 }
 
 fn steps(text: &str) -> Vec<Step> {
@@ -47,26 +56,33 @@ fn line_matches(expected: &str, seen: &str) -> bool {
     rest.is_empty()
 }
 
-/// All lines go to one shell, as they would by hand; a marker tells the answers apart.
-fn play(node: &Node, shell: &str, name: &str) {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts").join(name);
-    let steps = steps(&std::fs::read_to_string(file).unwrap());
-    let marker = "--8<--";
-    let script: String = steps.iter().map(|s| format!("{}\necho '{marker}'\n", s.typed)).collect();
-    let output = node.shell(shell, &script);
-    let (said, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+/// All lines as one script for one shell, as they would go to it by hand; a marker tells the answers apart.
+pub fn script(steps: &[Step]) -> String {
+    steps.iter().map(|s| format!("{}\necho '{MARKER}'\n", s.typed)).collect()
+}
+
+/// Is what the script printed what the steps expect? `about` goes with what is wrong.
+pub fn check(steps: &[Step], said: &str, about: &dyn Fn() -> String) {
     let lines: Vec<&str> = said.lines().collect();
-    let answers: Vec<&[&str]> = lines.split(|l| *l == marker).collect();
+    let answers: Vec<&[&str]> = lines.split(|l| *l == MARKER).collect();
     for (step, answer) in steps.iter().zip(&answers) {
         assert!(
             matches(&step.expected, answer),
-            "{shell}, {name}: $ {}\nexpected {:#?}\nsaw {answer:#?}\nstderr: {errors}\ntrace:\n{}",
+            "$ {}\nexpected {:#?}\nsaw {answer:#?}\n{}",
             step.typed,
             step.expected,
-            node.trace_text()
+            about()
         );
     }
-    assert!(answers.len() > steps.len(), "{shell} ended early: {said}{errors}");
+    assert!(answers.len() > steps.len(), "it ended early: {said}{}", about());
+}
+
+fn play(node: &Node, shell: &str, name: &str) {
+    let steps = steps_of(name);
+    let output = node.shell(shell, &script(&steps));
+    let (said, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let about = || format!("{shell}, {name}; stderr: {errors}\ntrace:\n{}", node.trace_text());
+    check(&steps, &said, &about);
 }
 
 mod guest {

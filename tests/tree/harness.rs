@@ -77,6 +77,7 @@ impl Cluster {
             hypervisor: "simulated".into(),
             memory_bytes: 64 << 30,
             cpus: 8,
+            vcpus_max: None,
         };
         let image = Command::ImageRegister { name: "tiny".into(), size_bytes: 8 << 20, sha256: "0".repeat(64) };
         engine.submit(By::Agent, vec![up, image]).await.unwrap();

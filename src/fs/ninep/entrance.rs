@@ -2,10 +2,12 @@
 //! reason.
 
 use super::connection::{Connection, End};
+use super::counted::Counted;
 use super::limits::{HANDSHAKE_WITHIN, HANDSHAKES_MAX};
 use super::listener::Accepted;
 use super::peer::Peer;
 use super::session::{Broken, Session};
+use crate::fs::sessions::{Place, Sessions};
 use crate::fs::tree::{Credential, Tree};
 use crate::ninep::Malformed;
 use crate::ninep::holder::Holder;
@@ -33,12 +35,13 @@ pub(super) fn credential(holder: &Holder) -> Credential {
 pub(super) struct Entrance {
     tree: Arc<dyn Tree>,
     guests_uids: Option<Range<u32>>,
+    sessions: Arc<Sessions>,
     handshakes: Semaphore,
 }
 
 impl Entrance {
-    pub fn new(tree: Arc<dyn Tree>, guests_uids: Option<Range<u32>>) -> Entrance {
-        Entrance { tree, guests_uids, handshakes: Semaphore::new(HANDSHAKES_MAX) }
+    pub fn new(tree: Arc<dyn Tree>, guests_uids: Option<Range<u32>>, sessions: Arc<Sessions>) -> Entrance {
+        Entrance { tree, guests_uids, sessions, handshakes: Semaphore::new(HANDSHAKES_MAX) }
     }
 
     /// Serves a connection to its end.
@@ -87,16 +90,40 @@ impl Entrance {
 
     async fn converse(&self, stream: impl AsyncRead + AsyncWrite + Unpin, peer: Peer) {
         let from = peer.from.clone();
-        // A certificate may have been revoked between the handshake and now.
-        if let Err(refusal) = self.tree.admit(&peer.credential) {
-            return refuse(&from, &refusal.sentence);
+        let place = match self.enter(&peer) {
+            Ok(place) => place,
+            Err(why) => return refuse(&from, &why),
+        };
+        let counted = place.session().clone();
+        let session = Session::new(self.tree.clone(), peer, counted.clone());
+        let connection = Connection::new(Counted { stream, session: counted.clone() }, session);
+        tokio::select! {
+            end = connection.run() => tell(&from, &end),
+            why = counted.ended() => {
+                tracing::warn!(%from, user = %counted.who.user, %why, "a connection was closed");
+            }
         }
-        let end = Connection::new(stream, Session::new(self.tree.clone(), peer)).run().await;
-        match end {
-            End::Broken(broken) => refuse(&from, &format!("{broken}{}", hint(&broken))),
-            End::Silent => refuse(&from, &end.to_string()),
-            End::Closed | End::Socket(_) => tracing::debug!(%from, %end, "a 9P connection has ended"),
+    }
+
+    /// First in, then looked at again: whoever watches for what changes sees all who are in, so that a change between the two
+    /// looks is missed by neither.
+    fn enter(&self, peer: &Peer) -> Result<Place, String> {
+        let newcomer = peer.newcomer(&*self.tree);
+        let place = self.sessions.enter(newcomer.clone()).map_err(|refusal| refusal.sentence)?;
+        self.tree.admit(&peer.credential).map_err(|refusal| refusal.sentence)?;
+        if peer.newcomer(&*self.tree) == newcomer {
+            Ok(place)
+        } else {
+            Err("busy: who that is has just changed; connect again".to_owned())
         }
+    }
+}
+
+fn tell(from: &str, end: &End) {
+    match end {
+        End::Broken(broken) => refuse(from, &format!("{broken}{}", hint(broken))),
+        End::Silent => refuse(from, &end.to_string()),
+        End::Closed | End::Socket(_) => tracing::debug!(%from, %end, "a 9P connection has ended"),
     }
 }
 

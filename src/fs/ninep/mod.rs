@@ -1,13 +1,14 @@
-//! The 9P server, in three dialects: the tree over unix sockets, TLS and TCP. Knows `tree`, `ninep` and `text`.
+//! The 9P server, in three dialects: the tree over unix sockets, TLS and TCP. Knows `tree`, `sessions`, `ninep` and `text`.
 //!
 //! - [`listener`], [`peer`], [`sock_diag`], [`entrance`]: where it listens, who is at the other end, and whether they may come in
-//! - [`connection`]: bytes in, bytes out, backpressure
+//! - [`connection`], over a [`counted`] stream: bytes in, bytes out, backpressure
 //! - [`session`]: messages; `fids` is its table, `waiting` holds what can't be answered at once
 //! - `files`, `attributes`: what the messages do; `plain` those that 9P2000.L has not
 //! - [`limits`]: what is bounded
 
 mod attributes;
 mod connection;
+mod counted;
 mod entrance;
 mod fids;
 mod files;
@@ -21,6 +22,7 @@ mod waiting;
 
 pub use listener::ListenError;
 
+use super::sessions::Sessions;
 use super::tree::Tree;
 use crate::ninep::identity::{Identity, IdentityError};
 use crate::ninep::tls;
@@ -45,6 +47,8 @@ pub struct Options {
     pub insecure: Vec<Dial>,
     /// The node's identity, for TLS.
     pub identity: PathBuf,
+    /// Where connections are entered.
+    pub sessions: Arc<Sessions>,
 }
 
 /// A 9P server that has its sockets, but takes no connections yet.
@@ -81,7 +85,7 @@ impl Server {
     /// Serves until `stop`; then ends all connections and removes its sockets.
     pub async fn serve(self, stop: CancellationToken) {
         let places = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
-        let entrance = Arc::new(Entrance::new(self.tree, self.options.guests_uids));
+        let entrance = Arc::new(Entrance::new(self.tree, self.options.guests_uids, self.options.sessions));
         let mut acceptors = JoinSet::new();
         for listener in self.listeners {
             let acceptor = Acceptor { listener, entrance: entrance.clone(), places: places.clone() };

@@ -1,6 +1,7 @@
 //! Who is at the other end of a connection: as the kernel knows them, or as their certificate says.
 
 use super::sock_diag;
+use crate::fs::sessions::Newcomer;
 use crate::fs::tree::{Caller, Credential, Tree};
 use std::io;
 use std::net::SocketAddr;
@@ -23,7 +24,7 @@ impl Peer {
     pub fn of_unix(stream: &UnixStream, guests_uids: Option<Range<u32>>) -> io::Result<Peer> {
         let found = stream.peer_cred()?;
         let credential = unless_guest(found.uid(), guests_uids.as_ref());
-        let from = found.pid().map_or_else(|| "a process".to_owned(), |pid| format!("pid {pid}"));
+        let from = found.pid().map_or_else(|| "here".to_owned(), |pid| format!("pid:{pid}"));
         Ok(Peer { credential, recognised_by: "unix socket uid", from })
     }
 
@@ -48,6 +49,13 @@ impl Peer {
     /// Whoever has the key of a certificate.
     pub fn of_certificate(peer: SocketAddr, credential: Credential) -> Peer {
         Peer { credential, recognised_by: "TLS certificate", from: peer.to_string() }
+    }
+
+    /// As whom they come in, to be counted.
+    pub fn newcomer(&self, tree: &dyn Tree) -> Newcomer {
+        let user = self.caller(tree, "").user;
+        let Peer { credential, recognised_by, from } = self.clone();
+        Newcomer { user, credential, recognised_by, from }
     }
 
     /// Who that is to the tree.

@@ -4,6 +4,7 @@
 use super::fids::{Fid, Fids};
 use super::peer::Peer;
 use super::waiting::{Ended, Finished, Waiting, What};
+use crate::fs::sessions::Session as Counted;
 use crate::fs::tree::{Caller, Creation, Kind, Place, Stat, Tree};
 use crate::ninep::frame::Output;
 use crate::ninep::{
@@ -75,6 +76,8 @@ struct Agreed {
 pub(super) struct Session {
     pub(super) tree: Arc<dyn Tree>,
     peer: Peer,
+    /// Where it is counted.
+    counted: Arc<Counted>,
     /// Agreed on by Tversion; no session before that.
     agreed: Option<Agreed>,
     /// Who attached last; whose `/err` is told of refusals that belong to no fid.
@@ -138,9 +141,14 @@ fn trace(line: &dyn std::fmt::Display) {
 
 impl Session {
     /// A session in which nothing has been said.
-    pub fn new(tree: Arc<dyn Tree>, peer: Peer) -> Self {
+    pub fn new(tree: Arc<dyn Tree>, peer: Peer, counted: Arc<Counted>) -> Self {
         let (fids, waiting, scratch) = (Fids::default(), Waiting::default(), BytesMut::new());
-        Session { tree, peer, agreed: None, caller: None, fids, waiting, scratch }
+        Session { tree, peer, counted, agreed: None, caller: None, fids, waiting, scratch }
+    }
+
+    /// A message was handled.
+    pub fn count(&self) {
+        self.counted.handled(self.fids.len(), self.waiting.len());
     }
 
     /// Has a version been agreed on?
@@ -189,7 +197,8 @@ impl Session {
             Err(malformed @ Malformed::UnknownType { .. }) => Err(own(Code::Unsupported, malformed.to_string())),
             // As over any other front: there is no file of such a name.
             Err(Malformed::NotUtf8) if header.kind == TWALK => {
-                Err(own(Code::NotFound, "the name was not found: it is not UTF-8, as all names here are"))
+                let not_found = own(Code::NotFound, "the name was not found: it is not UTF-8, as all names here are");
+                Err(as_known(not_found, dialect))
             }
             Err(malformed) => Err(own(Code::Invalid, malformed.to_string())),
             Ok(_) if tag == NOTAG => Err(own(Code::Invalid, "invalid tag: NOTAG is for Tversion alone")),
@@ -278,6 +287,7 @@ impl Session {
                 .refuse(own(Code::Invalid, format!("invalid msize {asked}: {MSIZE_MIN} is the least")), &mut answer);
         }
         self.agreed = Some(Agreed { dialect, msize });
+        self.counted.agreed(dialect.name(), msize);
         answer.reply(&Reply::Version { msize, version: dialect.name() })
     }
 
@@ -438,7 +448,9 @@ impl Session {
 /// files where it finds none, knows a few sentences by heart, and this is one of them.
 fn as_known(failure: Failure, dialect: Dialect) -> Failure {
     match failure {
-        Failure::Tree(refusal) if dialect == Dialect::Plain && refusal.code == Code::NotFound => {
+        Failure::Tree(refusal) | Failure::Own(refusal)
+            if dialect == Dialect::Plain && refusal.code == Code::NotFound =>
+        {
             Failure::Tree(Refusal::not_found("file not found"))
         }
         other => other,

@@ -2,14 +2,14 @@
 //! once, with EIO.
 
 use super::link::Session;
-use super::{Does, MASK, Shared, Trouble};
+use super::{Does, JustOpened, MASK, Shared, Trouble, attributes};
 use crate::fs::tree::{Answer, Handle, OpenMode, Opened};
 use crate::ninep::client::{Ahead, ClientError, File};
 use crate::ninep::linux::open;
 use crate::text::Refusal;
 use bytes::Bytes;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
 /// How much of a text is fetched together with its open, in bytes: all of most files here.
@@ -87,6 +87,7 @@ async fn begin(
     let count = AHEAD_BYTES.min(session.data_bytes_max());
     let (file, Ahead { seen, data }) = fid.open_and_read(flags(how), MASK, count).await?;
     let whole = data.len() as u64 == seen.attributes.size;
+    *shared.opened() = Some(JustOpened { attributes: attributes(inode, &seen), at: Instant::now() });
     Ok((current(file), seen.qid.version, if whole { Fetched::Text(data) } else { Fetched::Nothing }))
 }
 

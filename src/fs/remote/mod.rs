@@ -24,11 +24,15 @@ use directories::Directories;
 use inodes::Inodes;
 use link::Session;
 use std::convert::Infallible;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// What is asked about every file.
 const MASK: u64 = getattr::BASIC | getattr::STREAM | getattr::LASTING;
+
+/// For how long attributes that came with an open answer a stat(2): for what a program needs from its open to its fstat, and for
+/// less than a commit takes, so that who has seen a write return sees it.
+const OPENED_FOR: Duration = Duration::from_micros(200);
 
 /// A remote tree.
 #[derive(Clone)]
@@ -38,6 +42,15 @@ struct Shared {
     link: Link,
     inodes: Inodes,
     directories: Directories,
+    /// What the last open has brought along.
+    opened: Mutex<Option<JustOpened>>,
+}
+
+/// Attributes as they were at an open, for the fstat(2) that most programs begin with.
+#[derive(Clone, Copy)]
+struct JustOpened {
+    attributes: Attributes,
+    at: Instant,
 }
 
 /// Why a request fails.
@@ -121,6 +134,16 @@ impl Shared {
         Ok(fid)
     }
 
+    fn opened(&self) -> MutexGuard<'_, Option<JustOpened>> {
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What an open has brought along a moment ago; once.
+    fn just_opened(&self, inode: u64) -> Option<Attributes> {
+        let opened = self.opened().take_if(|opened| opened.attributes.inode == inode)?;
+        (opened.at.elapsed() < OPENED_FOR).then_some(opened.attributes)
+    }
+
     /// Does what is harmless, and does it again when the connection was lost under it.
     async fn look<T, F>(&self, act: impl Fn(Arc<Session>) -> F) -> Result<T, Refusal>
     where
@@ -141,6 +164,7 @@ impl Shared {
     where
         F: Future<Output = Result<T, Trouble>>,
     {
+        *self.opened() = None;
         act(self.link.session().await?).await.map_err(|trouble| trouble.refusal(Does::Change))
     }
 
@@ -181,7 +205,8 @@ impl Shared {
 impl Remote {
     /// The tree that this link leads to.
     pub fn new(link: Link) -> Remote {
-        Remote(Arc::new(Shared { link, inodes: Inodes::default(), directories: Directories::default() }))
+        let (inodes, directories, opened) = (Inodes::default(), Directories::default(), Mutex::default());
+        Remote(Arc::new(Shared { link, inodes, directories, opened }))
     }
 
     /// Where the kernel is to cut writes, in bytes: as the local mount does, or so that one which does not fit into a message
@@ -211,6 +236,9 @@ impl Mounted for Remote {
     }
 
     fn attributes(&self, _uid: u32, inode: u64) -> Answer<Attributes> {
+        if let Some(attributes) = self.0.just_opened(inode) {
+            return Answer::Now(Ok(attributes));
+        }
         self.later(move |shared| async move { shared.look(|session| shared.attributes(session, inode)).await })
     }
 
