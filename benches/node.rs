@@ -9,9 +9,9 @@ mod peers;
 
 use blixard::ninep::client::Client;
 use peers::{Diod, Node};
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 const SECONDS: f64 = 3.0;
@@ -132,6 +132,52 @@ fn ninep_rate(runtime: &tokio::runtime::Runtime, dial: &str, aname: &str, path: 
         }
         count as f64 / start.elapsed().as_secs_f64()
     })
+}
+
+/// A node's tree through `blixard mount`.
+struct Remote {
+    mount: tempfile::TempDir,
+    child: Child,
+}
+
+impl Remote {
+    fn start(dial: &str) -> Remote {
+        let mount = tempfile::tempdir().unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_blixard"))
+            .args(["mount", dial, mount.path().to_str().unwrap()])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.starts_with("ready"), "the tree was not mounted");
+        Remote { mount, child }
+    }
+}
+
+impl Drop for Remote {
+    fn drop(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        let _ = self.child.wait();
+    }
+}
+
+fn remote_reads(node: &Node) {
+    let remote = Remote::start(&format!("unix!{}/sock", node.data().display()));
+    let (far, near) = (remote.mount.path().join("vms/1/status"), node.at("vms/1/status"));
+    for readers in [1, 4] {
+        let (ours, direct) = (rate(readers, || read_file(&far)), rate(readers, || read_file(&near)));
+        row(&format!("the same through blixard mount, {readers} readers"), ours, "direct FUSE mount", direct, "/s");
+        let stat = |path: &Path| rate(readers, || assert!(std::fs::metadata(path).unwrap().len() > 0));
+        row(
+            &format!("stat through blixard mount, {readers} readers"),
+            stat(&far),
+            "direct FUSE mount",
+            stat(&near),
+            "/s",
+        );
+    }
 }
 
 fn ninep_reads(node: &Node) {
@@ -347,6 +393,7 @@ fn main() {
     reads.write(&format!("vms/{id}/ctl"), "start\n");
     fuse_reads(&reads);
     ctl_commits(&reads);
+    remote_reads(&reads);
     ninep_reads(&reads);
     drop(reads);
     starts();

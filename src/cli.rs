@@ -1,6 +1,6 @@
 //! The verbs of the command line that talk to a running node, over 9P as everybody else does: new, ls, cat, write, rm, status.
 
-use crate::ninep::client::{Client, ClientError, File, Follow, is_directory};
+use crate::ninep::client::{Client, ClientError, File, Follow, Options, is_directory};
 use crate::ninep::linux::{Attributes, mode, open};
 use crate::ninep::{MSIZE_MAX, Qid};
 use crate::text::{Dial, Refusal, attrs, duration, time};
@@ -29,6 +29,16 @@ pub struct At {
     /// Who you are over TLS, as `blixard ca issue` wrote it; default: ~/.config/blixard/identity.pem
     #[arg(long, env = "BLIXARD_IDENTITY", global = true, value_name = "FILE")]
     pub identity: Option<PathBuf>,
+    /// Print every message to the standard error
+    #[arg(short = 'D', global = true)]
+    pub prints: bool,
+}
+
+impl At {
+    /// How to connect.
+    pub fn options(&self) -> Options {
+        Options { identity: self.identity.clone(), prints: self.prints, ..Options::default() }
+    }
 }
 
 /// What to do there.
@@ -145,8 +155,8 @@ pub fn run(at: &At, verb: &Verb) -> ExitCode {
     }
 }
 
-async fn connect_and_do(At { at, identity }: &At, verb: &Verb) -> Result<(), Failure> {
-    let client = Client::connect_as(at, "", identity.as_deref()).await.map_err(|error| Failure::Connect { error })?;
+async fn connect_and_do(at: &At, verb: &Verb) -> Result<(), Failure> {
+    let client = Client::connect_with(&at.at, &at.options()).await.map_err(|error| Failure::Connect { error })?;
     let before = errors(&client).await;
     let failure = match carry_out(&client, verb).await {
         Err(Failure::At { path, error }) => Failure::At { path, error: explain(&client, error, before).await },

@@ -3,6 +3,7 @@
 //! The map. A room imports only from rooms further down (`tests/architecture.rs` checks it):
 //!
 //! - [`serve`]: `blixard serve`: puts the rooms together
+//! - [`mount`]: `blixard mount`: another node's tree on a folder
 //! - [`cli`]: the verbs of the command line that talk to a running node
 //! - [`ca`]: the cluster's authority: certificates for users and nodes
 //! - [`config`]: configuration, typed; every mistake names key, value and what is allowed
@@ -20,6 +21,7 @@ pub mod config;
 pub mod engine;
 pub mod fs;
 pub mod ipam;
+pub mod mount;
 pub mod ninep;
 pub mod serve;
 pub mod text;

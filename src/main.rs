@@ -3,10 +3,12 @@
 use blixard::ca;
 use blixard::cli;
 use blixard::config::{self, Config};
+use blixard::mount;
 use blixard::serve;
+use blixard::text::Refusal;
 use clap::{Args, Parser, Subcommand};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// A cluster of machines as a file tree.
@@ -28,6 +30,12 @@ enum Command {
         /// Go on although the log has lost commands that were acknowledged; what was lost is set aside
         #[arg(long)]
         accept_loss: bool,
+    },
+    /// Mount a node's tree on a folder, for you alone, until SIGINT or SIGTERM
+    Mount {
+        /// The node, as tls!alpha!5640 (else that of --at), and the folder
+        #[arg(num_args = 1..=2, required = true, value_names = ["DIAL", "DIR"])]
+        place: Vec<String>,
     },
     /// Show the configuration, and every mistake in it
     CheckConfig(Flags),
@@ -106,6 +114,7 @@ fn main() -> ExitCode {
         Command::Serve { flags, accept_loss } => {
             load(flags).and_then(|config| serve::serve(&config, accept_loss).map_err(|error| error.to_string()))
         }
+        Command::Mount { place } => mount_at(&line.at, &place),
         Command::CheckConfig(flags) => load(flags).and_then(|config| print(&config.print())),
         Command::Ca(verb) => match (ca::run(&verb).map_err(|error| error.to_string()), verb) {
             // Who is revoked is for the cluster to know.
@@ -124,6 +133,15 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn mount_at(at: &cli::At, place: &[String]) -> Result<(), String> {
+    let (dial, folder) = match place {
+        [folder] => (at.at.clone(), folder),
+        [dial, folder, ..] => (dial.parse().map_err(|refusal: Refusal| refusal.sentence)?, folder),
+        [] => return Err("which folder?".to_owned()),
+    };
+    mount::mount(&dial, at.options(), Path::new(folder)).map_err(|error| error.to_string())
 }
 
 fn load(flags: Flags) -> Result<Config, String> {

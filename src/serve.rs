@@ -11,7 +11,7 @@ use crate::engine::hypervisor::{Hypervisor, Qemu, Simulated};
 use crate::engine::log::{HiqliteLog, OpenOptions};
 use crate::engine::state::{By, Command, NodeId};
 use crate::engine::{self, DataFolder, Engine};
-use crate::fs::fuse::Fuse;
+use crate::fs::fuse::{self, Fuse};
 use crate::fs::ninep;
 use crate::fs::tree::Tree;
 use crate::text::{Refusal, name, trace_level};
@@ -231,7 +231,9 @@ async fn start(
     };
     let sockets = ninep::Server::bind(tree.clone(), &config.listen, options).await?;
     let stop_sockets = start_sockets(supervisor, sockets)?;
-    let fuse = Fuse::mount(tree, tokio::runtime::Handle::current(), &config.mount)?;
+    let how = fuse::Options { all_users: true, write_bytes_max: fuse::WRITE_BYTES_MAX };
+    let local = Arc::new(fuse::Local(tree));
+    let fuse = Fuse::mount(local, tokio::runtime::Handle::current(), &config.mount, how)?;
     say_ready(config)?;
     Ok(Serving { agent, stop_sockets, fuse })
 }

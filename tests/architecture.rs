@@ -26,6 +26,7 @@ const ROOMS: &[Room] = &[
     Room { path: "engine::agent", may: &["engine", "text", "clock", "ipam"] },
     Room { path: "engine", may: &["engine::state", "engine::log", "engine::hypervisor", "text", "clock", "ipam"] },
     Room { path: "fs::fuse", may: &["fs::tree", "text"] },
+    Room { path: "fs::remote", may: &["fs::fuse", "fs::tree", "ninep", "text"] },
     Room { path: "fs::ninep", may: &["fs::tree", "fs::sessions", "ninep", "text", "clock"] },
     Room { path: "fs::sessions", may: &["fs::tree", "text", "clock"] },
     Room { path: "fs", may: &["fs::sessions", "engine", "ipam", "ninep", "text", "clock"] },
@@ -34,7 +35,8 @@ const ROOMS: &[Room] = &[
     Room { path: "ca", may: &["ninep", "text", "clock"] },
     // The top: puts the rooms together.
     Room { path: "serve", may: &["config", "ca", "fs", "engine", "ninep", "ipam", "text", "clock"] },
-    Room { path: "main", may: &["config", "ca", "cli", "serve", "text"] },
+    Room { path: "mount", may: &["fs::fuse", "fs::remote", "ninep", "text"] },
+    Room { path: "main", may: &["config", "ca", "cli", "mount", "serve", "text"] },
     Room { path: "lib", may: &[""] },
 ];
 

@@ -3,6 +3,7 @@
 //! - `tree.rs`: the contract with the fronts that serve it
 //! - `table.rs`: what a directory's table is made of; `root.rs`, `vms.rs`, `nodes.rs`, `ipam.rs`, `images.rs`, `users.rs`: the tables
 //! - `place.rs`: places packed into qid paths and inode numbers
+//! - `fuse/`, `ninep/`: the fronts; `remote/`: another node's tree, for the FUSE front
 //! - `server.rs`, `directories.rs`: walk, stat, readdir, open and remove, all derived from the tables
 //! - `handles.rs`: open files; `streams.rs` with `events.rs`, and `console.rs`: those that wait; `texts.rs`: long texts, kept
 //! - `confinement.rs`: what users see who are confined; `sessions.rs`: who is connected; `watch.rs`: who is not to be any more
@@ -20,6 +21,7 @@ mod ipam;
 pub mod ninep;
 mod nodes;
 mod place;
+pub mod remote;
 mod root;
 mod server;
 pub mod sessions;

@@ -30,6 +30,11 @@ pub mod getattr {
     pub const BASIC: u64 = 0x7ff;
     /// The data version.
     pub const DATA_VERSION: u64 = 0x2000;
+    /// Asks, and in the answer says, that offsets mean nothing to this file: it has one cursor an open. Our own bit; who doesn't
+    /// know it leaves it out of the answer.
+    pub const STREAM: u64 = 1 << 62;
+    /// Asks, and in the answer says, that in its directory the file's name never means another file. Our own bit, too.
+    pub const LASTING: u64 = 1 << 63;
 }
 
 /// Bits of Tsetattr's `valid`.

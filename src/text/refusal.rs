@@ -52,6 +52,35 @@ pub enum Code {
 }
 
 impl Code {
+    /// All of them.
+    pub const ALL: [Code; 20] = [
+        Code::Invalid,
+        Code::NotFound,
+        Code::Exists,
+        Code::Denied,
+        Code::Busy,
+        Code::NoSpace,
+        Code::Stale,
+        Code::Again,
+        Code::TimedOut,
+        Code::Interrupted,
+        Code::HostDown,
+        Code::TooLong,
+        Code::IsDirectory,
+        Code::NotDirectory,
+        Code::NotPermitted,
+        Code::NotEmpty,
+        Code::NameTooLong,
+        Code::BadFile,
+        Code::Fault,
+        Code::Unsupported,
+    ];
+
+    /// The one with this errno, if there is one.
+    pub fn of_errno(errno: i32) -> Option<Code> {
+        Code::ALL.into_iter().find(|code| code.errno() == errno)
+    }
+
     /// The Linux errno (positive), as 9P2000.L and FUSE carry it.
     pub fn errno(self) -> i32 {
         use rustix::io::Errno;

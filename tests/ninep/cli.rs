@@ -79,6 +79,22 @@ fn writes_are_one_write_and_refusals_have_their_sentence() {
 }
 
 #[test]
+fn messages_are_printed() {
+    let running = Running::start();
+    let output = run(&running, &["-D", "cat", "README"]);
+    assert_eq!(output.stdout, README);
+    let text = String::from_utf8(output.stderr).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[0], "Tversion tag 65535 msize 131072 version '9P2000.L'");
+    assert_eq!(lines[1], "Rversion tag 65535 msize 131072 version '9P2000.L'");
+    let walk = |line: &&str| line.starts_with("Twalk tag ") && line.ends_with(" nwname 1 0:README");
+    assert!(lines.iter().any(walk), "{text}");
+    let read = |line: &&str| line.starts_with("Rread tag ") && line.contains("count 15 '");
+    assert!(lines.iter().any(read), "{text}");
+    assert!(lines.iter().all(|line| line.starts_with(['T', 'R'])), "{text}");
+}
+
+#[test]
 fn nobody_there() {
     let running = Running::start();
     let said = refused(&running, &["--at", "unix!/nowhere/sock", "status"]);

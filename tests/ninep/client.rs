@@ -115,7 +115,7 @@ async fn the_end_of_the_server_is_told() {
         }
     });
     let (read, dial) = tokio::join!(reading, stopping);
-    assert!(matches!(read, Err(ClientError::Closed(_))), "{read:?}");
+    assert!(matches!(read, Err(ClientError::Lost(_))), "{read:?}");
     assert!(matches!(client.read_all("README").await, Err(ClientError::Closed(_))));
     let again = Client::connect(&dial.unwrap()).await.err().unwrap().to_string();
     assert!(again.starts_with("no server answers at unix!"), "{again}");

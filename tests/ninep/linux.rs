@@ -89,7 +89,7 @@ fn attributes() {
     raw.walk(0, 1, &["big"]);
     let answer = raw.ask(3, &Request::Getattr { fid: 1, request_mask: u64::MAX });
     let Reply::Getattr { valid, qid, attributes } = answer.reply() else { panic!("{answer:?}") };
-    assert_eq!(valid, getattr::BASIC | getattr::DATA_VERSION);
+    assert_eq!(valid, getattr::BASIC | getattr::DATA_VERSION | getattr::LASTING);
     assert_eq!(qid, Qid { kind: Qid::FILE, version: 7, path: 3 });
     assert_eq!((attributes.mode, attributes.uid, attributes.gid), (0o100_444, 42, 43));
     assert_eq!((attributes.size, attributes.blocks, attributes.data_version), (100_000, 196, 7));
@@ -100,6 +100,15 @@ fn attributes() {
     assert_eq!((attributes.mode, attributes.size), (0o120_777, 3));
     assert_eq!(raw.ask(3, &Request::Readlink { fid: 2 }).reply(), Reply::Readlink { target: "dir" });
     assert_eq!(raw.errno(&Request::Readlink { fid: 1 }), EINVAL);
+    // Our own bits, only for who asks.
+    raw.walk(0, 4, &["block"]);
+    for (fid, stream) in [(0, 0), (1, 0), (4, getattr::STREAM)] {
+        for mask in [0x3fff, getattr::BASIC | getattr::STREAM] {
+            let answer = raw.ask(3, &Request::Getattr { fid, request_mask: mask });
+            let Reply::Getattr { valid, .. } = answer.reply() else { panic!("{answer:?}") };
+            assert_eq!(valid & !(getattr::BASIC | getattr::DATA_VERSION), mask & stream, "{fid}");
+        }
+    }
     let statfs = raw.ask(3, &Request::Statfs { fid: 1 });
     assert!(matches!(statfs.reply(), Reply::Statfs { kind: FILE_SYSTEM_MAGIC, namelen: 255, .. }));
 }
@@ -144,12 +153,15 @@ fn what_the_tree_does_not_do_is_refused_with_a_sentence() {
         (Request::Xattrcreate { fid: 1, name, attr_size: 1 << 40, flags }, EOPNOTSUPP),
         (Request::Lock { fid: 1, kind: 1, flags, start: 0, length: 0, proc_id: 1, client_id: "" }, EOPNOTSUPP),
         (Request::Getlock { fid: 1, kind: 1, start: 0, length: 0, proc_id: 1, client_id: "" }, EOPNOTSUPP),
-        (Request::Mkdir { dfid: 77, name, mode, gid }, EBADF),
     ] {
         let before = running.toy.noted.lock().unwrap().len();
         assert_eq!(raw.errno(&request), errno, "{request:?}");
         assert_eq!(running.toy.noted.lock().unwrap().len(), before + 1, "{request:?} has a sentence in /err");
     }
+    // A wrong fid is the client program's mistake, and no news to its user.
+    let before = running.toy.noted.lock().unwrap().len();
+    assert_eq!(raw.errno(&Request::Mkdir { dfid: 77, name, mode, gid }), EBADF);
+    assert_eq!(running.toy.noted.lock().unwrap().len(), before);
     let me = rustix::process::getuid().as_raw();
     assert!(running.toy.noted.lock().unwrap().iter().all(|(uid, _)| *uid == Some(me)));
 }

@@ -13,6 +13,7 @@ mod abuse;
 mod cli;
 mod client;
 mod codec;
+mod hostile;
 mod linux;
 mod mutations;
 mod oracle;

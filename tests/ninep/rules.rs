@@ -372,27 +372,28 @@ fn notag_is_for_version_alone() {
 fn who_it_is_is_what_the_kernel_says() {
     let me = rustix::process::getuid().as_raw();
     let noted = |running: &Running| running.toy.noted.lock().unwrap().last().unwrap().0;
+    let lock = Request::Lock { fid: 0, kind: 1, flags: 0, start: 0, length: 0, proc_id: 1, client_id: "" };
     let running = Running::start();
     let raw = &mut running.session();
-    raw.errno(&Request::Clunk { fid: 77 });
+    raw.errno(&lock);
     assert_eq!(noted(&running), Some(me));
     let raw = &mut running.connect_tcp();
     raw.greet(8192);
-    raw.errno(&Request::Clunk { fid: 77 });
+    raw.errno(&lock);
     assert_eq!(noted(&running), Some(me), "loopback TCP");
     // Guests that can't be told from others: nobody is believed over TCP.
     let running = Running::start_for_guests(None);
     let raw = &mut running.connect_tcp();
     raw.greet(8192);
-    raw.errno(&Request::Clunk { fid: 77 });
+    raw.errno(&lock);
     assert_eq!(noted(&running), None);
     let raw = &mut running.session();
-    raw.errno(&Request::Clunk { fid: 77 });
+    raw.errno(&lock);
     assert_eq!(noted(&running), Some(me));
     // A guest.
     let running = Running::start_for_guests(Some(me..me + 1));
     let raw = &mut running.connect_tcp();
     raw.greet(8192);
-    raw.errno(&Request::Clunk { fid: 77 });
+    raw.errno(&lock);
     assert_eq!(noted(&running), None);
 }

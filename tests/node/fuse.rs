@@ -4,11 +4,16 @@ use crate::support::{Node, PATIENCE_S, await_end, simulated};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-/// A `cat` of a file that blocks; it has opened the file and waits when this returns.
 fn blocked_cat(node: &Node, path: &str) -> Child {
-    let mut child = Command::new("cat").arg(node.mount().join(path)).stdout(Stdio::piped()).spawn().unwrap();
+    blocked_cat_of(&node.mount().join(path))
+}
+
+/// A `cat` of a file that blocks; it has opened the file and waits when this returns.
+pub fn blocked_cat_of(path: &Path) -> Child {
+    let mut child = Command::new("cat").arg(path).stdout(Stdio::piped()).spawn().unwrap();
     // The kernel shows where a process waits; there is no event for "is now blocked in a read".
     for _ in 0..PATIENCE_S * 100 {
         let at = std::fs::read_to_string(format!("/proc/{}/wchan", child.id())).unwrap_or_default();
@@ -19,10 +24,10 @@ fn blocked_cat(node: &Node, path: &str) -> Child {
     }
     child.kill().unwrap();
     child.wait().unwrap();
-    panic!("cat of {path} does not block");
+    panic!("cat of {path:?} does not block");
 }
 
-fn ends_by(mut child: Child, signal: Signal) {
+pub fn ends_by(mut child: Child, signal: Signal) {
     use std::os::unix::process::ExitStatusExt;
     let pid = Pid::from_child(&child);
     let handle = pidfd_open(pid, PidfdFlags::empty()).unwrap();

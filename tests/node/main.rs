@@ -10,6 +10,7 @@ mod guest;
 mod images;
 mod kills;
 mod linux;
+mod mount;
 mod secure;
 mod starts;
 mod support;

@@ -1,19 +1,23 @@
 //! The FUSE front: a mount, a few threads that take requests, and an end.
 //!
 //! polyfuse decodes and leaves the loop to us, because a process that is blocked in a read must be interruptible (docs/decisions.md).
-//! What the tree answers at once is answered on the thread that took the request; what waits becomes a task, and occupies no
-//! thread.
+//! What is answered at once is answered on the thread that took the request; what waits becomes a task, and occupies no thread.
 //!
+//! - `mounted.rs`: what can be mounted; `local.rs`: a tree of this process as such
 //! - `operations.rs`: one function a request
 //! - `waiting.rs`: requests that wait, and their interruption
 //! - `files.rs`: open files; `mountpoint.rs`: where to mount, and what may be there
 
 mod files;
+mod local;
+mod mounted;
 mod mountpoint;
 mod operations;
 mod waiting;
 
-use super::tree::Tree;
+pub use local::Local;
+pub use mounted::{Attributes, FileSystem, Found, Listing, Mounted, ROOT_INODE};
+
 use operations::Front;
 use polyfuse::{KernelConfig, Session};
 use std::io;
@@ -27,7 +31,9 @@ use tokio::sync::watch;
 /// The longest write that arrives as one, in bytes: a page more than the tree takes. Wherever in a page a program's text begins, so
 /// many pages hold one that is not too long, and of one that is too long at least a byte too many: it is refused whole. No more,
 /// since polyfuse zeroes a buffer of this size for each request.
-pub const WRITE_BYTES_MAX: u32 = 64 * 1024 + 4096;
+pub const WRITE_BYTES_MAX: u32 = 64 * 1024 + PAGE_BYTES;
+/// A page: by these the kernel cuts a write.
+pub const PAGE_BYTES: u32 = 4096;
 /// Threads that take requests. More than the cores: one may be in the middle of rendering a long list.
 const THREADS: usize = 4;
 /// How long the end waits for the threads. They stay as long as some process holds a file or its working folder in the mount; the
@@ -53,7 +59,16 @@ pub enum FuseError {
     Thread(io::Error),
 }
 
-/// A mounted tree.
+/// How it is mounted.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// For all users of the host, where root mounts it; else only for the user who does.
+    pub all_users: bool,
+    /// The longest write that arrives as one, in bytes; 4096 at least.
+    pub write_bytes_max: u32,
+}
+
+/// Something mounted.
 pub struct Fuse {
     path: PathBuf,
     front: Arc<Front>,
@@ -61,27 +76,33 @@ pub struct Fuse {
 }
 
 impl Fuse {
-    /// Mounts the tree; requests that wait run on `runtime`.
+    /// Mounts it; requests that wait run on `runtime`.
     ///
     /// # Errors
     /// See [`FuseError`].
-    pub fn mount(tree: Arc<dyn Tree>, runtime: Runtime, path: &Path) -> Result<Fuse, FuseError> {
+    pub fn mount(
+        mounted: Arc<dyn Mounted>,
+        runtime: Runtime,
+        path: &Path,
+        options: Options,
+    ) -> Result<Fuse, FuseError> {
         mountpoint::device_opens()?;
         mountpoint::prepare(path)?;
         let path = path.canonicalize().map_err(|error| FuseError::Mount { path: path.to_owned(), error })?;
         let mut config = KernelConfig::default();
-        config.fusermount_path("/usr/bin/fusermount3").auto_unmount(false).max_write(WRITE_BYTES_MAX);
+        config.fusermount_path("/usr/bin/fusermount3").auto_unmount(false);
+        config.max_write(options.write_bytes_max.max(PAGE_BYTES));
         config
             .mount_option("fsname=blixard")
             .mount_option("subtype=blixard")
             .mount_option("nosuid")
             .mount_option("nodev");
-        if rustix::process::geteuid().is_root() {
+        if options.all_users && rustix::process::geteuid().is_root() {
             config.mount_option("allow_other");
         }
         let session = Session::mount(path.clone(), config);
         let session = Arc::new(session.map_err(|error| FuseError::Mount { path: path.clone(), error })?);
-        let front = Arc::new(Front::new(tree, runtime));
+        let front = Arc::new(Front::new(mounted, runtime));
         let (running, left) = (watch::Sender::new(THREADS), Arc::new(AtomicUsize::new(THREADS)));
         let receiver = running.subscribe();
         for n in 0..THREADS {

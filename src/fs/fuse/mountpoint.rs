@@ -34,7 +34,7 @@ pub(super) fn prepare(path: &Path) -> Result<(), FuseError> {
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             std::fs::create_dir_all(path)
-                .map_err(|e| place(format!("{shown} can't be made: {e}; choose another --mount")))?;
+                .map_err(|e| place(format!("{shown} can't be made: {e}; choose another place")))?;
         }
         Err(error) => return Err(place(format!("{shown} can't be used: {error}"))),
     }

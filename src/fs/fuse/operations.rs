@@ -1,22 +1,24 @@
 //! One function a request: what the kernel asks, in the tree's words.
 
 use super::files::Files;
+use super::mounted::{Attributes, Found, Listing, Mounted};
 use super::waiting::{WAITING_MAX, Waiting};
-use crate::fs::tree::{Answer, Caller, Creation, Credential, Kind, OpenMode, Place, Stat, Tree};
+use crate::fs::tree::{Answer, Creation, OpenMode, Opened};
 use crate::text::{Code, Refusal};
 use bytes::Bytes;
-use polyfuse::reply::{AttrOut, EntryOut, FileAttr, OpenOut, ReaddirOut, StatfsOut, WriteOut};
+use polyfuse::reply::{AttrOut, EntryOut, FileAttr, OpenOut, StatfsOut, WriteOut};
 use polyfuse::{Operation, Request, op};
-use rustix::fs::{FileType, OFlags};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::io::{self, BufRead};
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::runtime::Handle as Runtime;
 
 /// What `stat` recommends for reads and writes, in bytes: what one write may hold.
-const BLOCK_BYTES: u32 = 64 * 1024;
+pub(super) const BLOCK_BYTES: u32 = 64 * 1024;
 /// The bit of fuse_open_out that polyfuse has no setter for: one cursor, offsets mean nothing (FOPEN_STREAM of linux/fuse.h).
 const OPEN_STREAM: u32 = 1 << 4;
 /// Reads and writes bypass the page cache (FOPEN_DIRECT_IO).
@@ -24,14 +26,12 @@ const OPEN_DIRECT: u32 = 1 << 0;
 /// How long the kernel may keep the way to what is lasting. What is gone by then is refused when it is looked at or opened; the end
 /// lets the kernel forget it.
 const LASTING_FOR: Duration = Duration::from_secs(3600);
-/// `.` and `..` come before the tree's own entries.
-const DOTS: u64 = 2;
 
 /// The front: what all threads share.
 pub(super) struct Front {
-    tree: Arc<dyn Tree>,
+    mounted: Arc<dyn Mounted>,
     runtime: Runtime,
-    files: Files,
+    files: Arc<Files>,
     waiting: Arc<Waiting>,
 }
 
@@ -41,6 +41,15 @@ fn errno(refusal: &Refusal) -> i32 {
 
 fn text(name: &OsStr) -> Result<&str, Refusal> {
     name.to_str().ok_or_else(|| Refusal::not_found("the name was not found: it is not UTF-8"))
+}
+
+/// An answer about a name, if it is one.
+fn named<T>(name: &OsStr, act: impl FnOnce(&str) -> Answer<T>) -> Answer<T> {
+    text(name).map_or_else(|refusal| Answer::Now(Err(refusal)), act)
+}
+
+fn not_open<T>() -> Answer<T> {
+    Answer::Now(Err(Refusal::new(Code::BadFile, "not open")))
 }
 
 /// How much to read. Of a long read(2) the kernel asks for a part, and if that comes full, for the next: a stream that has no more would
@@ -62,28 +71,24 @@ fn open_out(number: u64, stream: bool) -> [u8; 16] {
     out
 }
 
-fn type_bits(kind: Kind) -> u32 {
-    let kind = match kind {
-        Kind::Directory => FileType::Directory,
-        Kind::File | Kind::Stream => FileType::RegularFile,
-        Kind::Link => FileType::Symlink,
-    };
-    kind.as_raw_mode()
+fn fill(attr: &mut FileAttr, of: &Attributes) {
+    attr.ino(of.inode);
+    attr.size(of.size);
+    attr.mode(of.mode);
+    attr.nlink(of.links);
+    attr.uid(of.uid);
+    attr.gid(of.gid);
+    attr.blksize(BLOCK_BYTES);
+    attr.blocks(of.size.div_ceil(512));
+    attr.atime(of.modified);
+    attr.mtime(of.modified);
+    attr.ctime(of.modified);
 }
 
-fn fill(attr: &mut FileAttr, stat: &Stat) {
-    attr.ino(stat.place.0);
-    attr.size(stat.size);
-    attr.mode(type_bits(stat.kind) | stat.mode);
-    attr.nlink(stat.nlink);
-    attr.uid(stat.owner_uid);
-    attr.gid(stat.group_gid);
-    attr.blksize(BLOCK_BYTES);
-    attr.blocks(stat.size.div_ceil(512));
-    let time = Duration::from_millis(stat.mtime_ms);
-    attr.atime(time);
-    attr.mtime(time);
-    attr.ctime(time);
+fn send_attributes(request: &Request, attributes: &Attributes) -> io::Result<()> {
+    let mut out = AttrOut::default();
+    fill(out.attr(), attributes);
+    request.reply(out)
 }
 
 fn mode_of(flags: u32) -> OpenMode {
@@ -98,9 +103,28 @@ fn mode_of(flags: u32) -> OpenMode {
     }
 }
 
+fn access(request: &Request, attributes: &Attributes, mask: u32) -> io::Result<()> {
+    // R_OK, W_OK and X_OK are the bits of "others" in a mode.
+    let allowed = attributes.mode & mask & 0o7 == mask & 0o7;
+    if allowed { request.reply(()) } else { request.reply_error(Errno::ACCESS.raw_os_error()) }
+}
+
+/// What a request would make, and where, if it is one of those that nobody may.
+fn made_by<'a, T>(operation: &'a Operation<'_, T>) -> Option<(u64, &'a OsStr, Creation)> {
+    Some(match operation {
+        Operation::Create(op) => (op.parent(), op.name(), Creation::File),
+        Operation::Mkdir(op) => (op.parent(), op.name(), Creation::Directory),
+        Operation::Mknod(op) => (op.parent(), op.name(), Creation::Special),
+        Operation::Symlink(op) => (op.parent(), op.name(), Creation::Link),
+        Operation::Link(op) => (op.newparent(), op.newname(), Creation::Link),
+        Operation::Rename(op) => (op.newparent(), op.newname(), Creation::Rename),
+        _ => return None,
+    })
+}
+
 impl Front {
-    pub(super) fn new(tree: Arc<dyn Tree>, runtime: Runtime) -> Front {
-        Front { tree, runtime, files: Files::default(), waiting: Arc::default() }
+    pub(super) fn new(mounted: Arc<dyn Mounted>, runtime: Runtime) -> Front {
+        Front { mounted, runtime, files: Arc::default(), waiting: Arc::default() }
     }
 
     pub(super) fn interrupt_all(&self) {
@@ -117,41 +141,57 @@ impl Front {
         }
     }
 
-    fn who(&self, request: &Request) -> Caller {
-        self.tree.caller(&Credential::Uid(request.uid()), "the uid of the process, by FUSE", "fuse")
-    }
-
     fn dispatch(&self, request: Request) -> io::Result<()> {
         let operation = match request.operation() {
             Ok(operation) => operation,
             Err(_malformed) => return request.reply_error(Errno::INVAL.raw_os_error()),
         };
+        let uid = request.uid();
+        if let Some((directory, name, what)) = made_by(&operation) {
+            let answer = self.mounted.refuse(uid, directory, &name.to_string_lossy(), what);
+            return self.reply(request, answer, |_, never| match never {});
+        }
         match operation {
-            Operation::Lookup(op) => self.entry(&request, op.parent(), op.name()),
-            Operation::Getattr(op) => self.attributes(&request, op.ino()),
-            Operation::Setattr(op) => self.set_attributes(&request, &op),
-            Operation::Readlink(op) => match self.tree.readlink(&self.who(&request), Place(op.ino())) {
-                Ok(target) => request.reply(target.as_bytes()),
-                Err(refusal) => request.reply_error(errno(&refusal)),
-            },
-            // The kernel comes here without a lookup, and reads a directory only if it opens.
-            Operation::Opendir(op) => match self.tree.stat(&self.who(&request), Place(op.ino())) {
-                Ok(_) => request.reply(OpenOut::default()),
-                Err(refusal) => request.reply_error(errno(&refusal)),
-            },
-            Operation::Readdir(op) => self.entries(&request, &op),
-            Operation::Open(op) => self.open(&request, op.ino(), op.flags()),
+            Operation::Lookup(op) => {
+                let answer = named(op.name(), |name| self.mounted.lookup(uid, op.parent(), name));
+                self.entry(request, answer)
+            }
+            Operation::Getattr(op) => {
+                let answer = self.mounted.attributes(uid, op.ino());
+                self.reply(request, answer, |request, attributes| send_attributes(request, &attributes))
+            }
+            Operation::Setattr(op) => {
+                let answer = self.set_attributes(uid, &op);
+                self.reply(request, answer, |request, attributes| send_attributes(request, &attributes))
+            }
+            Operation::Readlink(op) => {
+                let answer = self.mounted.readlink(uid, op.ino());
+                self.reply(request, answer, |request, target: String| request.reply(target.as_bytes()))
+            }
+            Operation::Opendir(op) => {
+                let answer = self.mounted.open_directory(uid, op.ino());
+                self.open_directory(request, answer)
+            }
+            Operation::Readdir(op) => {
+                let listing = Listing::new(op.size());
+                let answer = self.mounted.list(uid, op.ino(), op.fh(), op.offset(), listing);
+                self.reply(request, answer, |request, listing: Listing| request.reply(listing.out()))
+            }
+            Operation::Open(op) => {
+                let answer = self.mounted.open(uid, op.ino(), mode_of(op.flags()));
+                self.open(request, answer)
+            }
             Operation::Read(op) => {
                 let answer = match self.files.get(op.fh()) {
                     Some((handle, stream)) => handle.read(op.offset(), read_count(op.size(), stream)),
-                    None => Answer::Now(Err(Refusal::new(Code::BadFile, "not open"))),
+                    None => not_open(),
                 };
                 self.reply(request, answer, |request, data: Bytes| request.reply(&data[..]))
             }
             Operation::Write(op, mut data) => {
                 let answer = match (self.files.get(op.fh()), data.fill_buf()) {
                     (Some((handle, _)), Ok(data)) => handle.write(op.offset(), Bytes::copy_from_slice(data)),
-                    _ => Answer::Now(Err(Refusal::new(Code::BadFile, "not open"))),
+                    _ => not_open(),
                 };
                 self.reply(request, answer, |request, length: usize| {
                     let mut out = WriteOut::default();
@@ -163,40 +203,39 @@ impl Front {
                 self.files.close(op.fh());
                 request.reply(())
             }
+            Operation::Releasedir(op) => {
+                self.mounted.close_directory(op.fh());
+                request.reply(())
+            }
             // A write has said all by itself, so there is nothing to say at a close: the kernel then asks no more.
             Operation::Flush(_) => request.reply_error(Errno::NOSYS.raw_os_error()),
-            Operation::Releasedir(_) | Operation::Fsync(_) | Operation::Fsyncdir(_) => request.reply(()),
+            Operation::Fsync(_) | Operation::Fsyncdir(_) => request.reply(()),
             Operation::Unlink(op) => {
-                let answer = self
-                    .named(op.name(), |name| self.tree.remove(&self.who(&request), Place(op.parent()), name, false));
+                let answer = named(op.name(), |name| self.mounted.remove(uid, op.parent(), name, false));
                 self.reply(request, answer, |request, ()| request.reply(()))
             }
             Operation::Rmdir(op) => {
-                let answer =
-                    self.named(op.name(), |name| self.tree.remove(&self.who(&request), Place(op.parent()), name, true));
+                let answer = named(op.name(), |name| self.mounted.remove(uid, op.parent(), name, true));
                 self.reply(request, answer, |request, ()| request.reply(()))
             }
-            Operation::Create(op) => self.refuse(&request, op.parent(), op.name(), Creation::File),
-            Operation::Mkdir(op) => self.refuse(&request, op.parent(), op.name(), Creation::Directory),
-            Operation::Mknod(op) => self.refuse(&request, op.parent(), op.name(), Creation::Special),
-            Operation::Symlink(op) => self.refuse(&request, op.parent(), op.name(), Creation::Link),
-            Operation::Link(op) => self.refuse(&request, op.newparent(), op.newname(), Creation::Link),
-            Operation::Rename(op) => self.refuse(&request, op.newparent(), op.newname(), Creation::Rename),
-            Operation::Access(op) => self.access(&request, op.ino(), op.mask()),
-            Operation::Statfs(_) => self.file_system(&request),
+            Operation::Access(op) => {
+                let (answer, mask) = (self.mounted.attributes(uid, op.ino()), op.mask());
+                self.reply(request, answer, move |request, attributes| access(request, &attributes, mask))
+            }
+            Operation::Statfs(_) => self.file_system(request),
             Operation::Interrupt(op) => match self.waiting.interrupt(op.unique()) {
                 true => Ok(()),
                 // The kernel asks again as long as the request is under way: another thread may be just taking it.
                 false => request.reply_error(Errno::AGAIN.raw_os_error()),
             },
-            Operation::Forget(_) | Operation::NotifyReply(..) => Ok(()),
+            Operation::Forget(forgets) => {
+                forgets.as_ref().iter().for_each(|forget| self.mounted.forget(forget.ino(), forget.nlookup()));
+                Ok(())
+            }
+            Operation::NotifyReply(..) => Ok(()),
             // The kernel then does without, or says that there is no such thing here.
             _ => request.reply_error(Errno::NOSYS.raw_os_error()),
         }
-    }
-
-    fn named(&self, name: &OsStr, act: impl FnOnce(&str) -> Answer<()>) -> Answer<()> {
-        text(name).map_or_else(|refusal| Answer::Now(Err(refusal)), act)
     }
 
     /// Replies now, or makes a task of the wait.
@@ -211,9 +250,20 @@ impl Front {
             Answer::Now(Err(refusal)) => return request.reply_error(errno(&refusal)),
             Answer::Later(future) => future,
         };
+        // What is to be sent is sent by this thread, before another one wakes up for it.
+        let mut future = future;
+        let entered = self.runtime.enter();
+        let begun = future.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        drop(entered);
+        match begun {
+            Poll::Ready(Ok(value)) => return send(&request, value),
+            Poll::Ready(Err(refusal)) => return request.reply_error(errno(&refusal)),
+            Poll::Pending => {}
+        }
         let unique = request.unique();
         let Some(interrupted) = self.waiting.begin(unique) else {
-            self.tree.note(&self.who(&request), &Refusal::again(format!("busy: {WAITING_MAX} requests wait already")));
+            let refusal = Refusal::again(format!("busy: {WAITING_MAX} requests wait already"));
+            self.mounted.note(request.uid(), &refusal);
             return request.reply_error(Errno::AGAIN.raw_os_error());
         };
         let waiting = self.waiting.clone();
@@ -234,102 +284,66 @@ impl Front {
         Ok(())
     }
 
-    fn entry(&self, request: &Request, parent: u64, name: &OsStr) -> io::Result<()> {
-        let who = self.who(request);
-        let found = text(name).and_then(|name| self.tree.walk(&who, Place(parent), name));
-        match found.and_then(|place| self.tree.stat(&who, place)) {
-            Ok(stat) => {
-                let mut out = EntryOut::default();
-                out.ino(stat.place.0);
-                if stat.lasting {
-                    out.ttl_entry(LASTING_FOR);
-                }
-                fill(out.attr(), &stat);
-                request.reply(out)
+    fn entry(&self, request: Request, answer: Answer<Found>) -> io::Result<()> {
+        let mounted = self.mounted.clone();
+        self.reply(request, answer, move |request, found: Found| {
+            let mut out = EntryOut::default();
+            out.ino(found.attributes.inode);
+            if found.lasting {
+                out.ttl_entry(LASTING_FOR);
             }
-            Err(refusal) => request.reply_error(errno(&refusal)),
+            fill(out.attr(), &found.attributes);
+            // What does not reach the kernel was no lookup.
+            request.reply(out).inspect_err(|_| mounted.forget(found.attributes.inode, 1))
+        })
+    }
+
+    /// Truncation and times are the mounted's to take. Owners and modes are the cluster's.
+    fn set_attributes(&self, uid: u32, op: &op::Setattr<'_>) -> Answer<Attributes> {
+        if op.mode().is_none() && op.uid().is_none() && op.gid().is_none() {
+            return self.mounted.truncate(uid, op.ino(), op.size());
+        }
+        match self.mounted.refuse(uid, op.ino(), "", Creation::Attributes) {
+            Answer::Now(refused) => Answer::Now(refused.map(|never| match never {})),
+            Answer::Later(wait) => Answer::Later(Box::pin(async { wait.await.map(|never| match never {}) })),
         }
     }
 
-    fn attributes(&self, request: &Request, ino: u64) -> io::Result<()> {
-        match self.tree.stat(&self.who(request), Place(ino)) {
-            Ok(stat) => {
-                let mut out = AttrOut::default();
-                fill(out.attr(), &stat);
-                request.reply(out)
+    fn open_directory(&self, request: Request, answer: Answer<u64>) -> io::Result<()> {
+        let mounted = self.mounted.clone();
+        self.reply(request, answer, move |request, number: u64| {
+            let mut out = OpenOut::default();
+            out.fh(number);
+            request.reply(out).inspect_err(|_| mounted.close_directory(number))
+        })
+    }
+
+    fn open(&self, request: Request, answer: Answer<Opened>) -> io::Result<()> {
+        let files = self.files.clone();
+        self.reply(request, answer, move |request, opened: Opened| {
+            let stream = opened.stream;
+            match files.keep(opened) {
+                Some(number) => request.reply(&open_out(number, stream)[..]).inspect_err(|_| files.close(number)),
+                None => request.reply_error(Errno::NFILE.raw_os_error()),
             }
-            Err(refusal) => request.reply_error(errno(&refusal)),
-        }
+        })
     }
 
-    /// Truncation and times are taken where the file can be written, and mean nothing: `>`, touch and tee work. Owners and modes are
-    /// the cluster's.
-    fn set_attributes(&self, request: &Request, op: &op::Setattr<'_>) -> io::Result<()> {
-        let (who, place) = (self.who(request), Place(op.ino()));
-        if op.mode().is_some() || op.uid().is_some() || op.gid().is_some() {
-            let refusal = self.tree.refuse_create(&who, place, "", Creation::Attributes);
-            return request.reply_error(errno(&refusal));
-        }
-        match self.tree.truncate(&who, place, op.size().unwrap_or(0)) {
-            Ok(()) => self.attributes(request, op.ino()),
-            Err(refusal) => request.reply_error(errno(&refusal)),
-        }
-    }
-
-    fn entries(&self, request: &Request, op: &op::Readdir<'_>) -> io::Result<()> {
-        let (who, dir) = (self.who(request), Place(op.ino()));
-        let mut out = ReaddirOut::new(usize::try_from(op.size()).unwrap_or(0));
-        let parent = self.tree.walk(&who, dir, "..").unwrap_or(Place::ROOT);
-        let directory = type_bits(Kind::Directory) >> 12;
-        for (cookie, name, place) in [(1, ".", dir), (DOTS, "..", parent)] {
-            if op.offset() < cookie && out.entry(OsStr::new(name), place.0, directory, cookie) {
-                return request.reply(out);
-            }
-        }
-        let listed = self.tree.readdir(&who, dir, op.offset().saturating_sub(DOTS), &mut |entry| {
-            !out.entry(OsStr::new(&entry.name), entry.place.0, type_bits(entry.kind) >> 12, entry.cookie + DOTS)
-        });
-        match listed {
-            Ok(()) => request.reply(out),
-            Err(refusal) => request.reply_error(errno(&refusal)),
-        }
-    }
-
-    fn open(&self, request: &Request, ino: u64, flags: u32) -> io::Result<()> {
-        let opened = match self.tree.open(&self.who(request), Place(ino), mode_of(flags)) {
-            Ok(opened) => opened,
-            Err(refusal) => return request.reply_error(errno(&refusal)),
-        };
-        let stream = opened.stream;
-        match self.files.keep(opened) {
-            Some(number) => request.reply(&open_out(number, stream)[..]),
-            None => request.reply_error(Errno::NFILE.raw_os_error()),
-        }
-    }
-
-    fn refuse(&self, request: &Request, parent: u64, name: &OsStr, what: Creation) -> io::Result<()> {
-        let refusal = self.tree.refuse_create(&self.who(request), Place(parent), &name.to_string_lossy(), what);
-        request.reply_error(errno(&refusal))
-    }
-
-    fn access(&self, request: &Request, ino: u64, mask: u32) -> io::Result<()> {
-        let allowed = self.tree.stat(&self.who(request), Place(ino)).and_then(|stat| {
-            // R_OK, W_OK and X_OK are the bits of "others" in a mode.
-            if stat.mode & mask & 0o7 == mask & 0o7 { Ok(()) } else { Err(Refusal::denied("no permission")) }
-        });
-        match allowed {
-            Ok(()) => request.reply(()),
-            Err(refusal) => request.reply_error(errno(&refusal)),
-        }
-    }
-
-    /// There is no disk behind it: no blocks, and names of at most 255 bytes.
-    fn file_system(&self, request: &Request) -> io::Result<()> {
-        let mut out = StatfsOut::default();
-        out.statfs().bsize(BLOCK_BYTES);
-        out.statfs().frsize(BLOCK_BYTES);
-        out.statfs().namelen(255);
-        request.reply(out)
+    fn file_system(&self, request: Request) -> io::Result<()> {
+        let answer = self.mounted.file_system(request.uid());
+        self.reply(request, answer, |request, found| {
+            let mut out = StatfsOut::default();
+            let statfs = out.statfs();
+            statfs.bsize(found.block_bytes);
+            statfs.frsize(found.block_bytes);
+            statfs.blocks(found.blocks);
+            statfs.bfree(found.blocks_free);
+            statfs.bavail(found.blocks_available);
+            statfs.files(found.files);
+            statfs.ffree(found.files_free);
+            statfs.namelen(found.name_bytes_max);
+            request.reply(out)
+        })
     }
 }
 

@@ -13,7 +13,14 @@ impl Session {
     pub(super) fn getattr(&mut self, fid: u32, mask: u64, answer: &mut Answerer<'_>) -> Result<(), Failure> {
         let fid = self.fids.get(fid)?;
         let stat = self.tree.stat(&fid.who, fid.place)?;
-        let valid = mask & (getattr::BASIC | getattr::DATA_VERSION);
+        let mut known = getattr::BASIC | getattr::DATA_VERSION;
+        if stat.kind == Kind::Stream {
+            known |= getattr::STREAM;
+        }
+        if stat.lasting {
+            known |= getattr::LASTING;
+        }
+        let valid = mask & known;
         answer.send(&Reply::Getattr { valid, qid: qid(&stat), attributes: attributes(&stat) })
     }
 

@@ -255,7 +255,9 @@ impl Session {
         let refusal = match failure {
             Failure::Tree(refusal) => refusal,
             Failure::Own(refusal) => {
-                if let Some(caller) = &self.caller {
+                // A wrong fid is a mistake of the client, and no news to its user; or it asked for several things at once, and
+                // what comes after the first that failed fails, too.
+                if let Some(caller) = self.caller.as_ref().filter(|_| refusal.code != Code::BadFile) {
                     self.tree.note(caller, &refusal);
                 }
                 refusal

@@ -1,19 +1,24 @@
 //! The lower half of the client: requests and answers by tag over one stream, cancelled with Tflush when nobody waits for
 //! them any more.
 //!
-//! Who asks puts the request into the output under a short lock and wakes the driver, a task that owns the stream; the
-//! answer comes back over a channel of its own. A tag stays taken until its answer, or the Rflush, is here.
+//! Who asks puts the request into the output under a short lock and sends as much as the stream takes at once; the driver, a
+//! task, sends the rest and receives. An answer comes back over a channel of its own. A tag stays taken until its answer, or
+//! the Rflush, is here.
 
 use super::ClientError;
 use crate::ninep::frame::{Input, Output};
-use crate::ninep::{Dialect, Malformed, Reply, Request};
+use crate::ninep::{Dialect, Header, Malformed, Reply, Request, print};
 use bytes::Bytes;
 use std::collections::HashMap;
 use std::future::poll_fn;
+use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, oneshot};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 /// Requests at a time. Whoever comes later waits for a tag.
 const REQUESTS_MAX: u16 = 1024;
@@ -21,6 +26,8 @@ const REQUESTS_MAX: u16 = 1024;
 const FLUSH_TAG: u16 = 0x4000;
 /// The Tversion of the beginning.
 const VERSION_TAG: u16 = crate::ninep::NOTAG;
+/// The most fids for whose Tclunk there is no tag: a server that leaves so many requests without an answer is given up.
+const CLUNKS_MAX: usize = 16 * 1024;
 
 /// A reply that has arrived.
 pub(super) struct Answered {
@@ -54,8 +61,11 @@ enum Slot {
     Clunk,
 }
 
-#[derive(Default)]
+/// Where requests go.
+type Sink = Box<dyn AsyncWrite + Send + Unpin>;
+
 struct State {
+    sink: Sink,
     output: Output,
     slots: HashMap<u16, Slot>,
     free: Vec<u16>,
@@ -73,15 +83,34 @@ pub(super) struct Connection {
     state: Mutex<State>,
     /// One permit for each free tag.
     tags: Semaphore,
+    ended: CancellationToken,
+    /// Every message is printed to the standard error.
+    prints: bool,
 }
 
 impl Connection {
     /// A connection over this stream, whose driver runs until [`Connection::close`].
-    pub fn start(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, msize: u32) -> Arc<Connection> {
-        let state = State { free: (0..REQUESTS_MAX).rev().collect(), msize, next_fid: 1, ..State::default() };
+    pub fn start(
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        msize: u32,
+        prints: bool,
+    ) -> Arc<Connection> {
+        let (source, sink) = tokio::io::split(stream);
+        let state = State {
+            sink: Box::new(sink),
+            output: Output::default(),
+            slots: HashMap::new(),
+            free: (0..REQUESTS_MAX).rev().collect(),
+            to_clunk: Vec::new(),
+            driver: None,
+            closed: None,
+            msize,
+            next_fid: 1,
+        };
         let tags = Semaphore::new(REQUESTS_MAX.into());
-        let connection = Arc::new(Connection { state: Mutex::new(state), tags });
-        tokio::spawn(connection.clone().drive(stream));
+        let connection =
+            Arc::new(Connection { state: Mutex::new(state), tags, ended: CancellationToken::new(), prints });
+        tokio::spawn(connection.clone().drive(source));
         connection
     }
 
@@ -109,39 +138,83 @@ impl Connection {
 
     /// Asks, and waits for the answer. Dropping the future cancels the request.
     pub async fn ask(self: &Arc<Self>, request: &Request<'_>) -> Result<Answered, ClientError> {
-        // The permit comes back with the tag.
-        self.tags.acquire().await.map_err(|_| self.closed())?.forget();
-        let (sender, receiver) = oneshot::channel();
-        let asked = self.send(request, Slot::Asked(sender))?;
-        let answered = receiver.await.map_err(|_| self.closed())?;
-        asked.done();
-        match answered.reply()? {
-            Reply::Lerror { ecode } => Err(ClientError::Refused { errno: i32::try_from(ecode).unwrap_or(i32::MAX) }),
-            Reply::Error { ename, .. } => Err(ClientError::Protocol(format!("the server said: {ename}"))),
-            _ => Ok(answered),
+        let [answered] = self.ask_all([request]).await?;
+        answered
+    }
+
+    /// The same, for at most this long.
+    pub async fn ask_within(self: &Arc<Self>, limit: Duration, request: &Request<'_>) -> Result<Answered, ClientError> {
+        timeout(limit, self.ask(request)).await.unwrap_or(Err(ClientError::TimedOut(limit)))
+    }
+
+    /// Asks for several things at once, which the server does in this order, and waits for all answers.
+    pub async fn ask_all<const N: usize>(
+        self: &Arc<Self>,
+        requests: [&Request<'_>; N],
+    ) -> Result<[Result<Answered, ClientError>; N], ClientError> {
+        let count = u32::try_from(N).unwrap_or(u32::MAX);
+        // The permits come back with the tags.
+        self.tags.acquire_many(count).await.map_err(|_| self.closed())?.forget();
+        let asked = self.send(requests)?;
+        let mut answers = asked.map(Err);
+        for answer in &mut answers {
+            if let Err(asked) = answer {
+                let answered = asked.answer().await;
+                *answer = Ok(answered);
+            }
         }
+        Ok(answers.map(|answer| answer.unwrap_or_else(|_| Err(self.closed()))))
+    }
+
+    /// Resolves when the connection has ended.
+    pub async fn ended(&self) {
+        self.ended.cancelled().await;
+    }
+
+    /// Why it has ended.
+    fn why(&self) -> String {
+        self.state().closed.clone().unwrap_or_default()
     }
 
     fn closed(&self) -> ClientError {
-        ClientError::Closed(self.state().closed.clone().unwrap_or_default())
+        ClientError::Closed(self.why())
     }
 
-    fn send(self: &Arc<Self>, request: &Request<'_>, slot: Slot) -> Result<Asked, ClientError> {
+    fn send<const N: usize>(self: &Arc<Self>, requests: [&Request<'_>; N]) -> Result<[Asked; N], ClientError> {
         let mut state = self.state();
         if let Some(why) = &state.closed {
             return Err(ClientError::Closed(why.clone()));
         }
+        let asked = requests.map(|request| {
+            let (sender, receiver) = oneshot::channel();
+            let put = self.put(&mut state, request, Slot::Asked(sender));
+            Asked { connection: self.clone(), put, answered: false, receiver }
+        });
+        state.send();
+        Ok(asked)
+    }
+
+    /// Puts a request into the output, under a tag for which there is a permit.
+    fn put(&self, state: &mut State, request: &Request<'_>, slot: Slot) -> Result<u16, Malformed> {
         let tag = match request {
             Request::Version { .. } => VERSION_TAG,
-            _ => state.free.pop().ok_or_else(|| ClientError::Protocol("no tag is free".into()))?,
+            // There are as many permits as free tags.
+            _ => state.free.pop().ok_or(Malformed::TooLong(REQUESTS_MAX.into()))?,
         };
         if let Err(malformed) = state.output.request(Dialect::L, tag, request) {
-            self.free(&mut state, tag);
-            return Err(malformed.into());
+            self.free(state, tag);
+            return Err(malformed);
         }
+        self.print(&print::request(Dialect::L, tag, request));
         state.slots.insert(tag, slot);
-        state.wake();
-        Ok(Asked { connection: self.clone(), tag: Some(tag) })
+        Ok(tag)
+    }
+
+    fn print(&self, line: &dyn std::fmt::Display) {
+        if self.prints {
+            // If that can't be written, there is nobody who reads it.
+            let _ = writeln!(std::io::stderr(), "{line}");
+        }
     }
 
     fn free(&self, state: &mut State, tag: u16) {
@@ -163,17 +236,18 @@ impl Connection {
         if state.closed.is_none() && !self.try_clunk(&mut state, fid) {
             state.to_clunk.push(fid);
         }
-        state.wake();
+        if state.to_clunk.len() > CLUNKS_MAX {
+            self.finish(state, "the server answers nothing any more");
+        } else {
+            state.send();
+        }
     }
 
     fn try_clunk(&self, state: &mut State, fid: u32) -> bool {
-        let (Ok(permit), Some(tag)) = (self.tags.try_acquire(), state.free.last().copied()) else { return false };
-        if state.output.request(Dialect::L, tag, &Request::Clunk { fid }).is_ok() {
-            permit.forget();
-            state.free.pop();
-            state.slots.insert(tag, Slot::Clunk);
-        }
-        true
+        let Ok(permit) = self.tags.try_acquire() else { return false };
+        permit.forget();
+        // A Tclunk is too short to fail.
+        self.put(state, &Request::Clunk { fid }, Slot::Clunk).is_ok()
     }
 
     /// Nobody waits for this request any more.
@@ -184,9 +258,11 @@ impl Connection {
             return;
         }
         state.slots.insert(tag, Slot::Flushed);
+        let (tag, flush) = (tag + FLUSH_TAG, Request::Flush { oldtag: tag });
         // A Tflush is too short to fail.
-        let _ = state.output.request(Dialect::L, tag + FLUSH_TAG, &Request::Flush { oldtag: tag });
-        state.wake();
+        let _ = state.output.request(Dialect::L, tag, &flush);
+        self.print(&print::request(Dialect::L, tag, &flush));
+        state.send();
     }
 
     /// Ends the connection.
@@ -195,103 +271,158 @@ impl Connection {
     }
 
     fn end(&self, why: &str) {
-        let mut state = self.state();
-        state.closed.get_or_insert_with(|| why.to_owned());
-        // Dropping the senders tells everybody who waits.
-        state.slots.clear();
-        state.wake();
-        self.tags.close();
+        self.finish(self.state(), why);
     }
 
-    async fn drive(self: Arc<Self>, mut stream: impl AsyncRead + AsyncWrite + Unpin) {
+    fn finish(&self, mut state: MutexGuard<'_, State>, why: &str) {
+        state.closed.get_or_insert_with(|| why.to_owned());
+        state.to_clunk = Vec::new();
+        if let Some(driver) = state.driver.take() {
+            driver.wake();
+        }
+        // Dropping the senders tells everybody who waits, outside the lock.
+        let slots = std::mem::take(&mut state.slots);
+        // Files that are still open keep their half of it, but not the socket.
+        state.sink = Box::new(tokio::io::sink());
+        drop(state);
+        drop(slots);
+        self.tags.close();
+        self.ended.cancel();
+    }
+
+    async fn drive(self: Arc<Self>, mut source: impl AsyncRead + Unpin) {
         let mut input = Input::default();
-        let why = poll_fn(|context| self.poll_drive(&mut stream, &mut input, context)).await;
+        let why = poll_fn(|context| self.poll_drive(&mut source, &mut input, context)).await;
         self.end(&why);
     }
 
     /// Sends and receives until the stream ends; says why it did.
     fn poll_drive(
         &self,
-        stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+        source: &mut (impl AsyncRead + Unpin),
         input: &mut Input,
         context: &mut Context<'_>,
     ) -> Poll<String> {
+        if let Poll::Ready(why) = self.state().poll_send_all(context) {
+            return Poll::Ready(why);
+        }
         loop {
-            if let Poll::Ready(why) = self.poll_send(stream, context) {
-                return Poll::Ready(why);
-            }
-            match input.poll_fill(stream, context) {
+            match input.poll_fill(source, context) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(0)) => return Poll::Ready("the server closed it".into()),
                 Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(error.to_string()),
             }
-            if let Err(malformed) = self.take_answers(input) {
-                return Poll::Ready(malformed.to_string());
+            if let Err(why) = self.take_answers(input) {
+                return Poll::Ready(why.to_string());
             }
         }
     }
 
-    fn poll_send(&self, stream: &mut (impl AsyncWrite + Unpin), context: &mut Context<'_>) -> Poll<String> {
-        let mut state = self.state();
-        if let Some(why) = &state.closed {
-            return Poll::Ready(why.clone());
-        }
-        state.driver = Some(context.waker().clone());
-        match state.output.poll_send_all(stream, context) {
-            Poll::Ready(Err(error)) => Poll::Ready(error.to_string()),
-            Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
-        }
-    }
-
-    fn take_answers(&self, input: &mut Input) -> Result<(), Malformed> {
+    fn take_answers(&self, input: &mut Input) -> Result<(), Wrong> {
         let mut state = self.state();
         while let Some((header, body)) = input.message(state.msize)? {
+            if self.prints {
+                self.print_reply(header, body);
+            }
             // The answer to a Tflush frees the tag of what it cancelled.
             let flushed = header.tag.checked_sub(FLUSH_TAG).filter(|tag| *tag < REQUESTS_MAX);
             let tag = flushed.unwrap_or(header.tag);
             let was_flush = flushed.is_some();
             match state.slots.remove(&tag) {
+                // It was answered before the Tflush came to the server.
                 Some(Slot::Flushed) if !was_flush => {
                     state.slots.insert(tag, Slot::Flushed);
                 }
+                Some(Slot::Flushed) => self.free(&mut state, tag),
+                Some(_) | None if was_flush => return Err(Wrong::Tag(header.tag)),
                 Some(Slot::Asked(sender)) => {
                     // Nobody receives it if its request was dropped a moment ago; `cancel` then finds no slot.
                     let _ = sender.send(Answered { kind: header.kind, body: Bytes::copy_from_slice(body) });
                     self.free(&mut state, tag);
                 }
-                Some(Slot::Flushed | Slot::Clunk) => self.free(&mut state, tag),
-                None => {}
+                Some(Slot::Clunk) => self.free(&mut state, tag),
+                None => return Err(Wrong::Tag(header.tag)),
             }
             input.consume(header);
         }
+        state.send();
         Ok(())
     }
-}
 
-impl State {
-    fn wake(&mut self) {
-        if let Some(driver) = self.driver.take() {
-            driver.wake();
+    fn print_reply(&self, header: Header, body: &[u8]) {
+        match Reply::decode(Dialect::L, header.kind, body) {
+            Ok(reply) => self.print(&print::reply(Dialect::L, header.tag, &reply)),
+            Err(malformed) => self.print(&format_args!("type {} tag {}: {malformed}", header.kind, header.tag)),
         }
     }
 }
 
-/// A request that somebody waits for; dropped before it is done, it is cancelled.
+/// What the server must not send.
+#[derive(Debug, thiserror::Error)]
+enum Wrong {
+    #[error("the server does not keep to the protocol: {0}")]
+    Malformed(#[from] Malformed),
+    #[error("the server does not keep to the protocol: it answers what nobody has asked, with the tag {0}")]
+    Tag(u16),
+}
+
+impl State {
+    /// Sends what the stream takes at once. The driver hears when it takes more.
+    fn send(&mut self) {
+        // Before its first turn there is nobody to be told.
+        let Some(driver) = self.driver.clone() else { return };
+        if self.poll_send_all(&mut Context::from_waker(&driver)).is_ready() {
+            // The driver meets the same, and ends.
+            driver.wake();
+        }
+    }
+
+    /// Sends until nothing is left; ready with the reason if that can't be done any more.
+    fn poll_send_all(&mut self, context: &mut Context<'_>) -> Poll<String> {
+        if let Some(why) = &self.closed {
+            return Poll::Ready(why.clone());
+        }
+        if self.driver.as_ref().is_none_or(|driver| !driver.will_wake(context.waker())) {
+            self.driver = Some(context.waker().clone());
+        }
+        match self.output.poll_send_all(&mut self.sink, context) {
+            Poll::Ready(Err(error)) => Poll::Ready(error.to_string()),
+            Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+/// A request that somebody waits for; dropped before it is answered, it is cancelled.
 struct Asked {
     connection: Arc<Connection>,
-    tag: Option<u16>,
+    /// Its tag, if it could be sent.
+    put: Result<u16, Malformed>,
+    answered: bool,
+    receiver: oneshot::Receiver<Answered>,
 }
 
 impl Asked {
-    fn done(mut self) {
-        self.tag = None;
+    async fn answer(&mut self) -> Result<Answered, ClientError> {
+        if let Err(malformed) = &self.put {
+            return Err(ClientError::TooLong(malformed.to_string()));
+        }
+        let answered = (&mut self.receiver).await;
+        self.answered = true;
+        let answered = answered.map_err(|_| ClientError::Lost(self.connection.why()))?;
+        match answered.reply()? {
+            Reply::Lerror { ecode } => Err(ClientError::Refused { errno: i32::try_from(ecode).unwrap_or(i32::MAX) }),
+            Reply::Error { ename, .. } => Err(ClientError::Protocol(format!("the server said: {ename}"))),
+            _ => Ok(answered),
+        }
     }
 }
 
 impl Drop for Asked {
     fn drop(&mut self) {
-        if let Some(tag) = self.tag.take() {
+        if let (Ok(tag), false) = (&self.put, self.answered) {
+            let tag = *tag;
+            self.receiver.close();
             self.connection.cancel(tag);
         }
     }

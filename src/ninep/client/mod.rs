@@ -1,20 +1,29 @@
 //! A client of 9P2000.L over unix sockets, TCP and TLS: many requests at a time, each cancelled when its future is dropped, each
 //! but a read with a deadline.
 
+//!
+//! - `connection`: requests and answers by tag
+//! - `fid`: what can be asked about one file; `file`: an open one
+//! - `path`: from a path to a fid
+//! - here: connecting, and what is done by path
+
 mod connection;
+mod fid;
+mod file;
 mod path;
 
+pub use fid::{Entry, Fid, FileSystem, Made, Seen};
+pub use file::{Ahead, File};
 pub use path::Follow;
 
-use super::field::{Cursor, DirEntry, Field, Malformed};
+use super::field::Malformed;
 use super::identity::{Identity, IdentityError};
-use super::linux::{AT_REMOVEDIR, Attributes, getattr, mode, open};
-use super::{Data, Dialect, MSIZE_MAX, MSIZE_MIN, NOFID, NumericId, Qid, Reply, Request, VERSION_L, tls};
+use super::linux::{Attributes, getattr, mode, open};
+use super::{MSIZE_MAX, MSIZE_MIN, NOFID, NumericId, Qid, Reply, Request, VERSION_L, tls};
 use crate::text::Dial;
-use bytes::Bytes;
-use connection::{Answered, Connection};
+use connection::Connection;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpStream, UnixStream};
@@ -24,8 +33,15 @@ use tokio::time::timeout;
 const MSIZE: u32 = 128 * 1024;
 /// How long a connection and its Tversion and Tattach may take.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
-/// How long any request but a read may take. A write waits for its commit, for which the server has a shorter deadline.
-const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+/// How long any request but a read or a change may take: the server answers them at once.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// How long a change may take. It waits for its commit, for which the server has a shorter deadline.
+const CHANGE_WITHIN: Duration = Duration::from_secs(30);
+/// After how long without a sign of life the other end of a TCP connection is asked for one, how often it is asked in what
+/// intervals: a machine that has gone without a word is missed within a minute.
+const KEEPALIVE: (Duration, u32, Duration) = (Duration::from_secs(30), 3, Duration::from_secs(10));
+/// The most bytes of a directory that [`Client::list`] takes.
+const LIST_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// The fid of the root.
 const ROOT_FID: u32 = 0;
 /// The longest text that [`Client::read_all`] takes, in bytes.
@@ -53,9 +69,12 @@ pub enum ClientError {
     /// Who we are is not known.
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    /// The connection has ended.
+    /// The connection has ended; the request was not sent.
     #[error("the connection to the server has ended: {0}")]
     Closed(String),
+    /// The connection has ended before the answer; what was asked for may have been done.
+    #[error("the connection to the server has ended without an answer: {0}")]
+    Lost(String),
     /// The server refused.
     #[error("{}", errno_text(*.errno))]
     Refused {
@@ -96,13 +115,15 @@ fn errno_text(errno: i32) -> String {
     text.split_once(" (os error").map_or(text.as_str(), |(text, _)| text).to_owned()
 }
 
-/// A directory's entry.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
-    /// Its name.
-    pub name: String,
-    /// Which file.
-    pub qid: Qid,
+/// How to connect.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// What the server calls the part of the tree to attach to; empty: all of it.
+    pub aname: String,
+    /// Who we are over TLS; none: the usual identity.
+    pub identity: Option<PathBuf>,
+    /// Print every message to the standard error, as fcall(3) has it.
+    pub prints: bool,
 }
 
 /// A connection to a server, attached to its root. When it is dropped, everything that was opened over it is closed.
@@ -117,8 +138,14 @@ impl Drop for Client {
 }
 
 async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
+    use rustix::net::sockopt;
     let stream = TcpStream::connect((host, port)).await?;
     stream.set_nodelay(true)?;
+    let (after, times, every) = KEEPALIVE;
+    sockopt::set_socket_keepalive(&stream, true)?;
+    sockopt::set_tcp_keepidle(&stream, after)?;
+    sockopt::set_tcp_keepcnt(&stream, times)?;
+    sockopt::set_tcp_keepintvl(&stream, every)?;
     Ok(stream)
 }
 
@@ -136,31 +163,63 @@ impl Client {
     /// # Errors
     /// As [`Client::connect`].
     pub async fn connect_to(dial: &Dial, aname: &str) -> Result<Client, ClientError> {
-        Client::connect_as(dial, aname, None).await
+        Client::connect_with(dial, &Options { aname: aname.to_owned(), ..Options::default() }).await
     }
 
     /// The same, over TLS as this identity; none: the usual one.
     ///
     /// # Errors
-    /// As [`Client::connect`], and what is wrong with the identity or with the server's.
+    /// As [`Client::connect_with`].
     pub async fn connect_as(dial: &Dial, aname: &str, identity: Option<&Path>) -> Result<Client, ClientError> {
+        let identity = identity.map(Path::to_owned);
+        Client::connect_with(dial, &Options { aname: aname.to_owned(), identity, prints: false }).await
+    }
+
+    /// Connects and attaches in this way.
+    ///
+    /// # Errors
+    /// As [`Client::connect`], and what is wrong with the identity or with the server's.
+    pub async fn connect_with(dial: &Dial, options: &Options) -> Result<Client, ClientError> {
         within(CONNECT_WITHIN, async {
             let unreachable = |source| ClientError::Unreachable { dial: dial.clone(), source };
             let connection = match dial {
-                Dial::Unix(path) => Connection::start(UnixStream::connect(path).await.map_err(unreachable)?, MSIZE),
-                Dial::Tcp { host, port } => Connection::start(tcp(host, *port).await.map_err(unreachable)?, MSIZE),
+                Dial::Unix(path) => {
+                    let stream = UnixStream::connect(path).await.map_err(unreachable)?;
+                    Connection::start(stream, MSIZE, options.prints)
+                }
+                Dial::Tcp { host, port } => {
+                    let stream = tcp(host, *port).await.map_err(unreachable)?;
+                    Connection::start(stream, MSIZE, options.prints)
+                }
                 Dial::Tls { host, port } => {
-                    let identity = Identity::read(&identity.map_or_else(Identity::usual_path, Path::to_owned))?;
+                    let identity = options.identity.clone().unwrap_or_else(Identity::usual_path);
+                    let identity = Identity::read(&identity)?;
                     let stream = tcp(host, *port).await.map_err(unreachable)?;
                     let insecure = |why| ClientError::Insecure { dial: dial.clone(), why };
-                    Connection::start(tls::connect(&identity, host, stream).await.map_err(insecure)?, MSIZE)
+                    let stream = tls::connect(&identity, host, stream).await.map_err(insecure)?;
+                    Connection::start(stream, MSIZE, options.prints)
                 }
             };
             let client = Client { connection };
-            client.greet(aname).await?;
+            client.greet(&options.aname).await?;
             Ok(client)
         })
         .await
+    }
+
+    /// Resolves when the connection has ended.
+    pub async fn ended(&self) {
+        self.connection.ended().await;
+    }
+
+    /// The most data that one message holds.
+    pub fn data_bytes_max(&self) -> u32 {
+        self.connection.data_max()
+    }
+
+    /// The root.
+    pub fn root(&self) -> Fid {
+        Fid { connection: self.connection.clone(), number: ROOT_FID, known: false }
     }
 
     async fn greet(&self, aname: &str) -> Result<(), ClientError> {
@@ -178,8 +237,11 @@ impl Client {
         // Who we are by the kernel counts, where the server can ask it; other servers believe this.
         let n_uname = NumericId(rustix::process::geteuid().as_raw());
         let attach = Request::Attach { fid: ROOT_FID, afid: NOFID, uname: "", aname, n_uname };
-        self.connection.ask(&attach).await?;
-        Ok(())
+        let answered = self.connection.ask(&attach).await?;
+        match answered.reply()? {
+            Reply::Attach { .. } => Ok(()),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// What stat(2) says of a path.
@@ -188,12 +250,7 @@ impl Client {
     /// As for every request.
     pub async fn stat(&self, path: &str, follow: Follow) -> Result<Attributes, ClientError> {
         let found = self.walk(path, follow).await?;
-        let request = Request::Getattr { fid: found.fid.number, request_mask: getattr::BASIC };
-        let answered = self.ask(&request).await?;
-        match answered.reply()? {
-            Reply::Getattr { attributes, .. } => Ok(attributes),
-            other => Err(unexpected(&other)),
-        }
+        Ok(found.fid.look(getattr::BASIC).await?.attributes)
     }
 
     /// Opens a file with the flags of [`open`], following links.
@@ -201,35 +258,25 @@ impl Client {
     /// # Errors
     /// As for every request.
     pub async fn open(&self, path: &str, flags: u32) -> Result<File, ClientError> {
-        let found = self.walk(path, Follow::Last).await?;
-        self.ask(&Request::Lopen { fid: found.fid.number, flags }).await?;
-        Ok(File { fid: found.fid })
+        self.walk(path, Follow::Last).await?.fid.open(flags).await
     }
 
     /// The entries of a directory but `.` and `..`, in the server's order.
     ///
     /// # Errors
-    /// As for every request.
+    /// As for every request; a directory without end.
     pub async fn list(&self, path: &str) -> Result<Vec<Entry>, ClientError> {
         let directory = self.open(path, open::READ_ONLY | open::DIRECTORY).await?;
-        let (mut entries, mut offset) = (Vec::new(), 0);
+        let (mut entries, mut offset, mut bytes) = (Vec::new(), 0, 0);
         loop {
-            let count = self.connection.data_max();
-            let answered = self.ask(&Request::Readdir { fid: directory.fid.number, offset, count }).await?;
-            let Reply::Readdir { data: Data(records) } = answered.reply()? else {
-                return Err(unexpected(&answered.reply()?));
-            };
-            if records.is_empty() {
-                return Ok(entries);
+            let part = directory.fid.list(offset, self.data_bytes_max()).await?;
+            let Some(last) = part.last() else { return Ok(entries) };
+            offset = last.offset;
+            bytes += part.iter().map(Entry::bytes).sum::<usize>();
+            if bytes > LIST_BYTES_MAX {
+                return Err(ClientError::TooLong(format!("the directory has more than {LIST_BYTES_MAX} bytes")));
             }
-            let mut cursor = Cursor::new(records);
-            while !cursor.is_empty() {
-                let record = DirEntry::get(Dialect::L, &mut cursor)?;
-                offset = record.offset;
-                if !matches!(record.name, "." | "..") {
-                    entries.push(Entry { name: record.name.to_owned(), qid: record.qid });
-                }
-            }
+            entries.extend(part.into_iter().filter(|entry| !matches!(entry.name.as_str(), "." | "..")));
         }
     }
 
@@ -251,9 +298,7 @@ impl Client {
             return Err(ClientError::TooLong("the root can't be removed".into()));
         };
         let directory = self.walk_names(parent).await?;
-        let flags = if found.qid.kind == Qid::DIRECTORY { AT_REMOVEDIR } else { 0 };
-        self.ask(&Request::Unlinkat { dirfid: directory.fid.number, name, flags }).await?;
-        Ok(())
+        directory.fid.remove(name, found.qid.kind == Qid::DIRECTORY).await
     }
 
     /// The target of a link.
@@ -261,101 +306,7 @@ impl Client {
     /// # Errors
     /// As for every request.
     pub async fn readlink(&self, path: &str) -> Result<String, ClientError> {
-        let found = self.walk(path, Follow::NotLast).await?;
-        self.read_link(&found.fid).await
-    }
-
-    async fn read_link(&self, fid: &Fid) -> Result<String, ClientError> {
-        let answered = self.ask(&Request::Readlink { fid: fid.number }).await?;
-        match answered.reply()? {
-            Reply::Readlink { target } => Ok(target.to_owned()),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    async fn ask(&self, request: &Request<'_>) -> Result<Answered, ClientError> {
-        within(ANSWER_WITHIN, self.connection.ask(request)).await
-    }
-}
-
-/// An open file. Dropped, it is closed.
-pub struct File {
-    fid: Fid,
-}
-
-impl File {
-    /// Some bytes from `offset`; none at the end. It may wait for as long as the file has nothing to say: dropping the future
-    /// cancels it.
-    ///
-    /// # Errors
-    /// As for every request.
-    pub async fn read(&self, offset: u64) -> Result<Bytes, ClientError> {
-        let connection = &self.fid.connection;
-        let count = connection.data_max();
-        let answered = connection.ask(&Request::Read { fid: self.fid.number, offset, count }).await?;
-        match answered.reply()? {
-            Reply::Read { data: Data(data) } => Ok(answered.part(data)),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    /// All that there is to read, of a file that has an end.
-    ///
-    /// # Errors
-    /// As for every request; more than [`TEXT_BYTES_MAX`] bytes.
-    pub async fn read_all(&self) -> Result<Vec<u8>, ClientError> {
-        let mut text = Vec::new();
-        loop {
-            let part = within(ANSWER_WITHIN, self.read(text.len() as u64)).await?;
-            if part.is_empty() {
-                return Ok(text);
-            }
-            if text.len() + part.len() > TEXT_BYTES_MAX {
-                return Err(ClientError::TooLong(format!("the file has more than {TEXT_BYTES_MAX} bytes")));
-            }
-            text.extend_from_slice(&part);
-        }
-    }
-
-    /// The most bytes that one write takes.
-    pub fn write_max(&self) -> usize {
-        self.fid.connection.data_max() as usize
-    }
-
-    /// Writes all of `data` in one message, so that the server takes it as one transaction, or refuses.
-    ///
-    /// # Errors
-    /// As for every request; more data than a message holds; fewer bytes taken than given.
-    pub async fn write(&self, offset: u64, data: &[u8]) -> Result<(), ClientError> {
-        let connection = &self.fid.connection;
-        let most = self.write_max();
-        if data.len() > most {
-            let sentence = format!("{} bytes are too long for one write; {most} is the most", data.len());
-            return Err(ClientError::TooLong(sentence));
-        }
-        let request = Request::Write { fid: self.fid.number, offset, data: Data(data) };
-        let answered = within(ANSWER_WITHIN, connection.ask(&request)).await?;
-        match answered.reply()? {
-            Reply::Write { count } if count as usize == data.len() => Ok(()),
-            Reply::Write { count } => Err(ClientError::Protocol(format!("it took {count} bytes of {}", data.len()))),
-            other => Err(unexpected(&other)),
-        }
-    }
-}
-
-/// A fid of ours. Dropped, it is clunked.
-struct Fid {
-    connection: Arc<Connection>,
-    number: u32,
-    /// The server may know it.
-    known: bool,
-}
-
-impl Drop for Fid {
-    fn drop(&mut self) {
-        if self.known {
-            self.connection.clunk_later(self.number);
-        }
+        self.walk(path, Follow::NotLast).await?.fid.readlink().await
     }
 }
 

@@ -1,8 +1,7 @@
 //! From a path to a fid: walks of any length, and symbolic links, which a 9P server leaves to its clients.
 
-use super::{Client, ClientError, Fid, ROOT_FID, unexpected};
-use crate::ninep::{List, Qid, Reply, Request, WALK_NAMES_MAX};
-use bytes::BytesMut;
+use super::{Client, ClientError, Fid};
+use crate::ninep::{Qid, WALK_NAMES_MAX};
 
 /// Links in one path; more is taken for a circle, as Linux does with 40.
 const LINKS_MAX: usize = 16;
@@ -69,7 +68,7 @@ impl Client {
         let (before, after) = names.split_at_checked(count).unwrap_or((&names, &[]));
         let link = self.walk_as_far(before).await?;
         let fid = link.fid.ok_or_else(|| ClientError::Protocol("a link has gone while it was read".into()))?;
-        let target = self.read_link(&fid).await?;
+        let target = fid.readlink().await?;
         let parent = before.split_last().map(|(_, parent)| parent).unwrap_or_default();
         let parent = if target.starts_with('/') { &[] } else { parent };
         Ok(parent.iter().cloned().chain(parts(&target)).chain(after.iter().cloned()).collect())
@@ -80,20 +79,21 @@ impl Client {
         let start = self.walk_as_far(names.get(..reached).unwrap_or_default()).await?;
         let next = names.get(reached..).and_then(|rest| rest.split_first()).map(|(next, _)| next.as_str());
         if let (Some(fid), Some(next)) = (start.fid, next) {
-            let mut further = self.fresh_fid();
-            self.walk_step(fid.number, &mut further, &[next]).await?;
+            let mut further = fid.fresh();
+            fid.step(&mut further, &[next]).await?;
         }
         Err(ClientError::Protocol("a walk that failed does not fail any more".into()))
     }
 
     async fn walk_as_far(&self, names: &[String]) -> Result<Reached, ClientError> {
-        let mut fid = self.fresh_fid();
+        let root = self.root();
+        let mut fid = root.fresh();
         let mut qids = Vec::with_capacity(names.len());
         let mut chunks = names.chunks(WALK_NAMES_MAX);
-        let mut from = ROOT_FID;
         loop {
             let chunk: Vec<&str> = chunks.next().unwrap_or_default().iter().map(String::as_str).collect();
-            let reached = match self.walk_step(from, &mut fid, &chunk).await {
+            let step = if fid.known { fid.step_on(&chunk).await } else { root.step(&mut fid, &chunk).await };
+            let reached = match step {
                 // An error is about the first name: the walk before it got as far as it got.
                 Err(ClientError::Refused { .. }) if !qids.is_empty() => return Ok(Reached { fid: None, qids }),
                 other => other?,
@@ -106,34 +106,6 @@ impl Client {
             if qids.len() == names.len() {
                 return Ok(Reached { fid: Some(fid), qids });
             }
-            from = fid.number;
-        }
-    }
-
-    fn fresh_fid(&self) -> Fid {
-        Fid { connection: self.connection.clone(), number: self.connection.new_fid(), known: false }
-    }
-
-    /// One Twalk, of at most 16 names, from a fid to `to`.
-    async fn walk_step(&self, from: u32, to: &mut Fid, names: &[&str]) -> Result<Vec<Qid>, ClientError> {
-        let was_known = to.known;
-        let mut scratch = BytesMut::new();
-        let names = List::of(names, &mut scratch).map_err(|e| ClientError::TooLong(e.to_string()))?;
-        // Until the answer is here, and if it never comes, the server may know the fid.
-        to.known = true;
-        let answered = match self.ask(&Request::Walk { fid: from, newfid: to.number, names }).await {
-            Ok(answered) => answered,
-            Err(error) => {
-                to.known = was_known || !matches!(error, ClientError::Refused { .. });
-                return Err(error);
-            }
-        };
-        match answered.reply()? {
-            Reply::Walk { qids } => {
-                to.known = was_known || qids.len() == names.len();
-                Ok(qids.iter().collect())
-            }
-            other => Err(unexpected(&other)),
         }
     }
 }
