@@ -68,12 +68,22 @@ pub enum ServeError {
 pub fn serve(config: &Config, accept_loss: bool) -> Result<(), ServeError> {
     let set_trace_level = start_trace(config)?;
     config.check_places()?;
+    raise_descriptors();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|e| ServeError::Io("no runtime", e))?;
     let served = runtime.block_on(run(config, accept_loss, set_trace_level));
     // What still blocks by now, such as a rendering for a reader, must not keep the process.
     runtime.shutdown_background();
     served
+}
+
+/// As many descriptors as we may have: a shell's 1024 are fewer than the connections that are served.
+fn raise_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!(%error, "the number of open files could not be raised to what is allowed");
+    }
 }
 
 /// The trace goes to stderr, as text or JSON; its level can be changed while it runs.

@@ -20,6 +20,16 @@ pub(super) struct File {
     pub(super) help: &'static str,
 }
 
+impl File {
+    /// What it is to who opens it.
+    pub(super) fn kind(&self) -> Kind {
+        match self.content {
+            Content::New(_) | Content::Stream(..) => Kind::Stream,
+            Content::Text(_) | Content::Live(_) | Content::Ctl(_) => Kind::File,
+        }
+    }
+}
+
 /// What a file is made of.
 pub(super) enum Content {
     /// Text of nothing but the objects that it is about: it changes when they do. Made when it is read.

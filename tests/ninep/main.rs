@@ -17,7 +17,7 @@ mod linux;
 mod oracle;
 mod places;
 mod plain;
-
+mod python;
 mod raw;
 mod rules;
 mod tools;
