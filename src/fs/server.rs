@@ -6,7 +6,9 @@ use super::place::{LINK, Parts, ROOT};
 use super::root::{FILES as ROOT_FILES, KINDS};
 use super::table::{Asked, Content, File, Kind as ObjectKind, Object};
 use super::texts::Texts;
-use super::tree::{Answer, Caller, Creation, DirEntry, Handle, Kind, OpenMode, Opened, Place, Stat, Tree, gone};
+use super::tree::{
+    Answer, Caller, Creation, DirEntry, Handle, Identity, Kind, OpenMode, Opened, Place, Stat, Tree, gone,
+};
 use crate::engine::state::{By, NOBODY, NodeId, Operation, State, Touched};
 use crate::engine::{Engine, LocalHost};
 use crate::text::{Code, Refusal, attrs::shown};
@@ -33,6 +35,9 @@ struct Shared {
 fn version(of: u64) -> u32 {
     u32::try_from(of & u64::from(u32::MAX)).unwrap_or(0)
 }
+
+/// What is known of a place without looking into it: of a file also which one it is, and of which object.
+type Outside = (Stat, Option<(&'static File, u64)>);
 
 /// What is at a place.
 pub(super) enum At {
@@ -130,8 +135,8 @@ impl Server {
         user.and_then(|name| state.user_named(name)).and_then(|u| u.uid).unwrap_or(0)
     }
 
-    /// What stat tells of a place without looking into it; of a file also which one it is, and of which object.
-    fn outside(&self, state: &State, who: &Caller, place: Place) -> Result<(Stat, Option<(&'static File, u64)>), Refusal> {
+    /// What stat tells of a place but for what is in it.
+    fn outside(&self, state: &State, who: &Caller, place: Place) -> Result<Outside, Refusal> {
         let base = Stat {
             place,
             kind: Kind::Directory,
@@ -198,7 +203,8 @@ impl Server {
     /// The entry that dates a text: the last that changed what it is about. None: nothing does.
     pub(super) fn dated_by(state: &State, place: Place, file: &File) -> Option<u64> {
         let parts = Parts::of(place);
-        let kind = KINDS.iter().find(|k| k.number == parts.kind).filter(|_| matches!(file.content, Content::Text(_)))?;
+        let kind =
+            KINDS.iter().find(|k| k.number == parts.kind).filter(|_| matches!(file.content, Content::Text(_)))?;
         match parts.object {
             0 => Some(state.directory(kind.entity).objects.seq),
             id => (kind.object)(state, id).map(|object| object.changed_seq),

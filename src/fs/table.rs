@@ -1,7 +1,7 @@
 //! What the tables of the directories are made of: a file is a line, a kind of object is a table.
 
 use super::server::Server;
-use super::tree::{Caller, Handle, OpenMode};
+use super::tree::{self, Caller, Handle, OpenMode};
 use super::verbs::Verb;
 use crate::clock::HybridTime;
 use crate::engine::state::{Command, Kind as Entity, Operation, State};
@@ -22,10 +22,10 @@ pub(super) struct File {
 
 impl File {
     /// What it is to who opens it.
-    pub(super) fn kind(&self) -> Kind {
+    pub(super) fn kind(&self) -> tree::Kind {
         match self.content {
-            Content::New(_) | Content::Stream(..) => Kind::Stream,
-            Content::Text(_) | Content::Live(_) | Content::Ctl(_) => Kind::File,
+            Content::New(_) | Content::Stream(..) => tree::Kind::Stream,
+            Content::Text(_) | Content::Live(_) | Content::Ctl(_) => tree::Kind::File,
         }
     }
 }

@@ -173,7 +173,9 @@ impl Show for Data<'_> {
 
 impl Show for Counted<'_> {
     fn show(&self, dialect: Dialect, _: &str, to: &mut Formatter<'_>) -> fmt::Result {
-        let Stat { kind, dev, qid, mode, atime, mtime, length, .. } = &self.0;
+        let Stat { kind, qid, mode, atime, mtime, .. } = &self.0;
+        // As fcall(3) prints them: what a Twstat leaves alone is -1.
+        let (length, dev) = (self.0.length.cast_signed(), self.0.dev.cast_signed());
         let Stat { name, uid, gid, muid, extension, n_uid, n_gid, n_muid, .. } = &self.0;
         to.write_str(" stat")?;
         [name, uid, gid, muid].into_iter().try_for_each(|text| write!(to, " '{}'", OneLine(text)))?;
@@ -255,7 +257,7 @@ mod tests {
         assert_eq!(answered(Dialect::U, &error), "Rerror tag 1 ename not\\nfound errno 2");
         let wstat = Request::Wstat { fid: 2, stat: Counted(Stat { length: 0, name: "n", ..Stat::UNTOUCHED }) };
         let qid = "(ffffffffffffffff 4294967295 dalAL)";
-        let rest = "m 037777777777 at 4294967295 mt 4294967295 l 0 t 65535 d 4294967295";
+        let rest = "m 037777777777 at 4294967295 mt 4294967295 l 0 t 65535 d -1";
         assert_eq!(asked(Plain, &wstat), format!("Twstat tag 1 fid 2 stat 'n' '' '' '' q {qid} {rest}"));
         assert!(asked(Dialect::U, &wstat).ends_with(" ext  n_uid -1 n_gid -1 n_muid -1"));
         assert_eq!(asked(Dialect::L, &Request::Lopen { fid: 1, flags: 0x8000 }), "Tlopen tag 1 fid 1 flags 0x8000");

@@ -4,6 +4,7 @@
 //! Two faults of rs9p are left aside: it takes the count of an Rreaddir for a number of records, so that it can't read its
 //! own, and it does not know the `datasync` of Tfsync.
 
+use super::random::Random;
 use blixard::ninep::field::{Cursor, Field};
 use blixard::ninep::message::HEADER_BYTES;
 use blixard::ninep::{Data, Dialect, Header, NumericId, Qid, Reply, Request};
@@ -12,35 +13,23 @@ use proptest::prelude::*;
 use rs9p::fcall::{self as theirs, FCall};
 use rs9p::serialize::{read_msg, write_msg};
 
-/// Numbers and strings from a seed.
-struct Random(u64);
+/// What the messages of rs9p are made of.
+trait Fields {
+    fn data(&mut self) -> theirs::Data;
+    fn qid(&mut self) -> theirs::QId;
+    fn time(&mut self) -> theirs::Time;
+    fn lock(&mut self) -> theirs::LockType;
+    fn getlock(&mut self) -> theirs::Getlock;
+    fn statfs(&mut self) -> theirs::StatFs;
+    fn stat(&mut self) -> theirs::Stat;
+    fn setattr(&mut self) -> theirs::SetAttr;
+    fn flock(&mut self) -> theirs::Flock;
+    fn message(&mut self, nth: usize) -> FCall;
+}
 
-impl Random {
-    /// SplitMix64.
-    fn u64(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn u32(&mut self) -> u32 {
-        self.u64() as u32
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.u64() % bound
-    }
-
-    fn text(&mut self) -> String {
-        let length = self.below(40);
-        (0..length).filter_map(|_| char::from_u32(self.below(0x3000) as u32)).collect()
-    }
-
+impl Fields for Random {
     fn data(&mut self) -> theirs::Data {
-        let length = self.below(3000);
-        theirs::Data((0..length).map(|_| self.u64() as u8).collect())
+        theirs::Data(self.bytes(3000))
     }
 
     fn qid(&mut self) -> theirs::QId {
@@ -187,7 +176,7 @@ impl Random {
     }
 }
 
-/// How many types [`Random::message`] has: all that rs9p has but Rreaddir.
+/// How many types [`Fields::message`] has: all that rs9p has but Rreaddir.
 const TYPES: usize = 56;
 
 fn their_qid(qid: Qid) -> theirs::QId {

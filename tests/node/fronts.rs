@@ -13,13 +13,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// A path relative to the mount, and what stat says of it; links are not followed.
-type Found = (PathBuf, Metadata);
+pub type Found = (PathBuf, Metadata);
 
 /// What tells of the moment, of who asks, or of what was asked before.
 const CHANGING: &[&str] = &["clock", "me", "err", "log", "sync"];
 
 /// One of everything: a VM that runs, one that never did, one that was deleted, a pool, users.
-fn furnished() -> Node {
+pub fn furnished() -> Node {
     let node = simulated();
     let id = node.new_vm("name=web image=tiny memory=64M").unwrap();
     node.write(&format!("vms/{id}/ctl"), "start\n").unwrap();
@@ -49,7 +49,7 @@ fn find(mount: &Path, folder: &Path, found: &mut Vec<Found>) {
 }
 
 /// Everything below the mount, as find(1) meets it.
-fn everything(node: &Node) -> Vec<Found> {
+pub fn everything(node: &Node) -> Vec<Found> {
     let mut found = Vec::new();
     find(&node.mount(), Path::new(""), &mut found);
     assert!(found.len() > 60, "{found:#?}");
@@ -60,7 +60,7 @@ fn files(found: Vec<Found>) -> impl Iterator<Item = Found> {
     found.into_iter().filter(|(_, stat)| stat.is_file())
 }
 
-fn changes(path: &Path) -> bool {
+pub fn changes(path: &Path) -> bool {
     CHANGING.iter().any(|name| path == Path::new(name))
 }
 
