@@ -85,13 +85,18 @@ pub(super) struct Kind {
     pub(super) find: fn(&State, &str) -> Option<u64>,
     /// An object.
     pub(super) object: fn(&State, u64) -> Option<Object>,
-    /// The first object with a number greater than this.
-    pub(super) next: fn(&State, u64) -> Option<u64>,
+    /// The objects with numbers greater than this, by number.
+    pub(super) after: fn(&State, u64) -> Numbered<'_>,
+    /// Those of them that have a link for their name.
+    pub(super) linked_after: fn(&State, u64) -> Numbered<'_>,
     /// What its objects are to the state machine.
     pub(super) entity: Entity,
     /// What rmdir of an object is.
     pub(super) delete: fn(&State, u64) -> Option<Command>,
 }
+
+/// Objects: their numbers and names.
+pub(super) type Numbered<'s> = Box<dyn Iterator<Item = (u64, Option<&'s str>)> + 's>;
 
 /// What all objects have.
 pub(super) struct Object {
