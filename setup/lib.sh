@@ -5,7 +5,7 @@ say() { printf '== %s\n' "$*" >&2; }
 die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
 
 # What a node needs to run; what the build and the tests need beside it; what only the benches need.
-RUN_PACKAGES="qemu-system-x86 qemu-utils fuse3 busybox-static cpio zstd lz4 xz-utils kmod iproute2 nftables util-linux"
+RUN_PACKAGES="qemu-system-x86 qemu-utils fuse3 busybox-static cpio zstd lz4 xz-utils kmod iproute2 util-linux"
 BUILD_PACKAGES="gcc libc6-dev make"
 TEST_PACKAGES="diod shellcheck zsh dash procps python3-venv"
 BENCH_PACKAGES="diod libvirt-daemon-system libvirt-clients libvirt-daemon-driver-qemu gcc libfuse3-dev pkg-config"
@@ -21,14 +21,16 @@ need_packages() {
     say "installing ${missing[*]}"
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq || die "apt-get update failed: see above"
-    apt_install "${missing[@]}" || die "apt-get could not install ${missing[*]}: see above"
+    # All of them, so that none is removed for another's sake.
+    apt_install "$@" || die "apt-get could not install ${missing[*]}: see above"
+    for name in "$@"; do installed "$name" || die "apt-get did not install $name: see above"; done
 }
 
 # QEMU's packages must be of one version: where one of them came from elsewhere (backports), the versions are made equal.
 apt_install() {
     local version names=() name
-    if apt-get install -s -qq --no-install-recommends "$@" >/dev/null 2>&1; then
-        apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+    if apt-get install -s -qq --no-install-recommends --no-remove "$@" >/dev/null 2>&1; then
+        apt-get install -y -qq --no-install-recommends --no-remove "$@" >/dev/null
         return
     fi
     version=$(apt-cache policy qemu-system-x86 | awk '$1 == "Candidate:" { print $2 }')

@@ -9,6 +9,7 @@ use futures::future::pending;
 use futures::{StreamExt, TryStreamExt, stream};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio::io::Interest;
@@ -22,9 +23,12 @@ const EXIT_PIPE_CLOSED: u8 = 128 + 13;
 /// Which node.
 #[derive(Debug, Clone, Args)]
 pub struct At {
-    /// The node, as a dial string: unix!/run/blixard/sock or tcp!127.0.0.1!564
+    /// The node, as a dial string: unix!/run/blixard/sock, tls!alpha!5640 or tcp!127.0.0.1!564
     #[arg(long, env = "BLIXARD", global = true, value_name = "DIAL", default_value = "unix!/run/blixard/sock")]
     pub at: Dial,
+    /// Who you are over TLS, as `blixard ca issue` wrote it; default: ~/.config/blixard/identity.pem
+    #[arg(long, env = "BLIXARD_IDENTITY", global = true, value_name = "FILE")]
+    pub identity: Option<PathBuf>,
 }
 
 /// What to do there.
@@ -98,8 +102,8 @@ impl std::str::FromStr for Wait {
 enum Failure {
     #[error("{path}: {error}")]
     At { path: String, error: ClientError },
-    #[error("{0}; is a node running? start one with 'blixard serve', or name another with --at or BLIXARD")]
-    Connect(ClientError),
+    #[error("{error}{}", advice(.error))]
+    Connect { error: ClientError },
     #[error("the standard input can't be read: {0}")]
     Input(io::Error),
     #[error("invalid text: it has more than {0} bytes, which is the most in one write")]
@@ -117,10 +121,20 @@ enum Failure {
     Runtime(io::Error),
 }
 
+/// What to do about it.
+fn advice(error: &ClientError) -> &'static str {
+    match error {
+        ClientError::Unreachable { .. } => {
+            "; is a node running? start one with 'blixard serve', or name another with --at or BLIXARD"
+        }
+        _ => "",
+    }
+}
+
 /// Does it; says what went wrong on the standard error.
 pub fn run(at: &At, verb: &Verb) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::Runtime);
-    match runtime.and_then(|runtime| runtime.block_on(connect_and_do(&at.at, verb))) {
+    match runtime.and_then(|runtime| runtime.block_on(connect_and_do(at, verb))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::PipeClosed) => ExitCode::from(EXIT_PIPE_CLOSED),
         Err(failure) => {
@@ -131,8 +145,8 @@ pub fn run(at: &At, verb: &Verb) -> ExitCode {
     }
 }
 
-async fn connect_and_do(dial: &Dial, verb: &Verb) -> Result<(), Failure> {
-    let client = Client::connect(dial).await.map_err(Failure::Connect)?;
+async fn connect_and_do(At { at, identity }: &At, verb: &Verb) -> Result<(), Failure> {
+    let client = Client::connect_as(at, "", identity.as_deref()).await.map_err(|error| Failure::Connect { error })?;
     let before = errors(&client).await;
     let failure = match carry_out(&client, verb).await {
         Err(Failure::At { path, error }) => Failure::At { path, error: explain(&client, error, before).await },

@@ -164,6 +164,15 @@ impl HybridClock {
         self.last.fetch_max(stamp.0, Ordering::AcqRel);
     }
 
+    /// The hybrid time as it would be stamped now, without drawing a stamp: at least the newest one, and the physical clock's reading
+    /// if that is later. For those who show the time.
+    ///
+    /// # Errors
+    /// The physical clock can't be read, or is absurd.
+    pub fn reading(&self) -> Result<HybridTime, ClockError> {
+        Ok(self.last().max(HybridTime::from_millis(self.read()?)))
+    }
+
     /// The newest stamp that was given or observed.
     pub fn last(&self) -> HybridTime {
         HybridTime(self.last.load(Ordering::Acquire))
@@ -190,6 +199,20 @@ mod tests {
         let clock = HybridClock::new(|| Ok(u64::MAX), DRIFT_MAX_MS);
         assert!(matches!(clock.now(), Err(ClockError::Absurd(_))));
         assert_eq!(clock.last(), HybridTime(0));
+    }
+
+    #[test]
+    fn a_reading_goes_on_and_draws_no_stamp() {
+        let (clock, physical) = clock(1_000);
+        let stamp = clock.now().unwrap();
+        assert_eq!(clock.reading(), Ok(stamp));
+        physical.store(2_000, Ordering::Relaxed);
+        assert_eq!(clock.reading(), Ok(HybridTime::from_millis(2_000)));
+        assert_eq!(clock.last(), stamp);
+        physical.store(500, Ordering::Relaxed);
+        assert_eq!(clock.reading(), Ok(stamp), "set back");
+        let broken = HybridClock::new(|| Err(ClockError::Unreadable("broken".into())), DRIFT_MAX_MS);
+        assert!(broken.reading().is_err());
     }
 
     #[test]

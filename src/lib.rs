@@ -4,6 +4,7 @@
 //!
 //! - [`serve`]: `blixard serve`: puts the rooms together
 //! - [`cli`]: the verbs of the command line that talk to a running node
+//! - [`ca`]: the cluster's authority: certificates for users and nodes
 //! - [`config`]: configuration, typed; every mistake names key, value and what is allowed
 //! - [`fs`]: the tree: what a file is, what a directory is; served over FUSE and 9P
 //! - [`engine`]: what is true: the replicated state machine, its log, and the hands on each host
@@ -12,6 +13,7 @@
 //! - [`clock`]: the hybrid logical clock
 //! - [`text`]: `attr=value`, `key value`, columns, sizes, durations, refusals: parsing and printing
 
+pub mod ca;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -1,5 +1,6 @@
 //! The command line: `blixard serve` is a node, `blixard check-config` explains a configuration, everything else talks to a node.
 
+use blixard::ca;
 use blixard::cli;
 use blixard::config::{self, Config};
 use blixard::serve;
@@ -30,6 +31,9 @@ enum Command {
     },
     /// Show the configuration, and every mistake in it
     CheckConfig(Flags),
+    /// The cluster's authority: certificates for users and nodes
+    #[command(subcommand)]
+    Ca(ca::Verb),
     #[command(flatten)]
     Verb(cli::Verb),
 }
@@ -49,9 +53,12 @@ struct Flags {
     /// Where the tree is mounted; default: /n/blixard
     #[arg(long, value_name = "DIR")]
     mount: Option<String>,
-    /// Where 9P is served, as unix!/run/blixard/sock or tcp!127.0.0.1!564; may be given more than once
+    /// Where 9P is served, as unix!/run/blixard/sock, tls!*!5640 or tcp!127.0.0.1!564; may be given more than once
     #[arg(long, value_name = "DIAL")]
     listen: Vec<String>,
+    /// Where it is served without asking who is there, as tcp!*!564: everybody may read there, nobody may write
+    #[arg(long, value_name = "DIAL")]
+    insecure_listen: Vec<String>,
     /// qemu or simulated
     #[arg(long, value_name = "HYPERVISOR")]
     hypervisor: Option<String>,
@@ -74,6 +81,7 @@ impl From<Flags> for config::Options {
             data: flags.data,
             mount: flags.mount,
             listen: flags.listen,
+            insecure_listen: flags.insecure_listen,
             hypervisor: flags.hypervisor,
             images: flags.images,
             trace: flags.trace,
@@ -87,6 +95,10 @@ fn say(text: impl std::fmt::Display) {
     let _ = writeln!(std::io::stderr(), "blixard: {text}");
 }
 
+fn print(text: &str) -> Result<(), String> {
+    std::io::stdout().write_all(text.as_bytes()).map_err(|error| error.to_string())
+}
+
 fn main() -> ExitCode {
     let line = Line::parse();
     let done = match line.command {
@@ -94,9 +106,16 @@ fn main() -> ExitCode {
         Command::Serve { flags, accept_loss } => {
             load(flags).and_then(|config| serve::serve(&config, accept_loss).map_err(|error| error.to_string()))
         }
-        Command::CheckConfig(flags) => load(flags).and_then(|config| {
-            std::io::stdout().write_all(config.print().as_bytes()).map_err(|error| error.to_string())
-        }),
+        Command::CheckConfig(flags) => load(flags).and_then(|config| print(&config.print())),
+        Command::Ca(verb) => match (ca::run(&verb).map_err(|error| error.to_string()), verb) {
+            // Who is revoked is for the cluster to know.
+            (Ok(text), ca::Verb::Revoke { name, .. }) => {
+                let path = format!("users/{name}/ctl");
+                let write = cli::Verb::Write { path, text: Some(text), append: false, wait: None };
+                return cli::run(&line.at, &write);
+            }
+            (done, _) => done.and_then(|text| print(&text)),
+        },
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

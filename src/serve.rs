@@ -68,7 +68,7 @@ pub enum ServeError {
 pub fn serve(config: &Config, accept_loss: bool) -> Result<(), ServeError> {
     let set_trace_level = start_trace(config)?;
     config.check_places()?;
-    raise_descriptors();
+    raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|e| ServeError::Io("no runtime", e))?;
     let served = runtime.block_on(run(config, accept_loss, set_trace_level));
@@ -77,12 +77,12 @@ pub fn serve(config: &Config, accept_loss: bool) -> Result<(), ServeError> {
     served
 }
 
-/// As many descriptors as we may have: a shell's 1024 are fewer than the connections that are served.
-fn raise_descriptors() {
+/// Each machine and each connection holds descriptors, and the usual soft limit of 1024 is for programs that call select(2).
+fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let maximum = getrlimit(Resource::Nofile).maximum;
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
-        tracing::warn!(%error, "the number of open files could not be raised to what is allowed");
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, soft = ?limit.current, "the limit of open files can't be raised");
     }
 }
 
@@ -112,7 +112,15 @@ fn filter(level: &str) -> Result<EnvFilter, Refusal> {
 async fn run(config: &Config, accept_loss: bool, set_trace_level: SetTraceLevel) -> Result<(), ServeError> {
     let mut ends = Ends::listen()?;
     let data = DataFolder::open(&config.data)?;
-    let engine = open_engine(config, &data, accept_loss).await?;
+    let engine = tokio::select! {
+        opened = open_engine(config, &data, accept_loss) => opened?,
+        () = ends.asked() => {
+            // As at any death: the next start finds the log as it is. Until the process is gone the store's own tasks may write, so
+            // nobody else gets the folder before.
+            std::mem::forget(data);
+            return Ok(());
+        }
+    };
     let supervisor = Supervisor::new();
     let served = with_engine(config, data.path(), &engine, &supervisor, set_trace_level, &mut ends).await;
     supervisor.stop().await;
@@ -158,6 +166,39 @@ async fn with_engine(
     set_trace_level: SetTraceLevel,
     ends: &mut Ends,
 ) -> Result<(), ServeError> {
+    // A start that is not awaited to its end leaves what a killed one leaves: the next start takes it back.
+    let Serving { agent, stop_sockets, fuse } = tokio::select! {
+        up = start(config, data, engine, supervisor, set_trace_level) => up?,
+        ended = ends.wait(engine, supervisor) => return ended,
+    };
+    let ended = tokio::select! {
+        ended = ends.wait(engine, supervisor) => ended,
+        () = fuse.ended() => Err(ServeError::Failed("somebody has unmounted the tree".to_owned())),
+    };
+    fuse.unmount().await;
+    stop_sockets.cancel();
+    // First those who start machines, then what the machines of nobody had.
+    supervisor.stop().await;
+    if let Err(refusal) = agent.stop().await {
+        tracing::warn!(%refusal, "the log was not told that this node goes down");
+    }
+    ended
+}
+
+/// A node that is up.
+struct Serving {
+    agent: Agent,
+    stop_sockets: CancellationToken,
+    fuse: Fuse,
+}
+
+async fn start(
+    config: &Config,
+    data: &Path,
+    engine: &Engine,
+    supervisor: &Supervisor,
+    set_trace_level: SetTraceLevel,
+) -> Result<Serving, ServeError> {
     let (hypervisor, host): (Arc<dyn Hypervisor>, HostParts) = match config.hypervisor {
         config::Hypervisor::Qemu => (Arc::new(Qemu::new(QEMU)), HostParts::detect(&agent::device_tag(data)).await),
         config::Hypervisor::Simulated => {
@@ -179,18 +220,35 @@ async fn with_engine(
         set_trace_level,
     };
     let agent = Agent::start(engine.clone(), hypervisor, host, supervisor.clone(), options).await?;
-    let tree: Arc<dyn Tree> = Arc::new(crate::fs::Server::new(engine.clone(), Arc::new(agent.clone()), NODE));
-    let sockets = ninep::Server::bind(tree.clone(), &config.listen, ninep::Options { guests_uids }).await?;
+    let server = crate::fs::Server::new(engine.clone(), Arc::new(agent.clone()), NODE);
+    let tree: Arc<dyn Tree> = Arc::new(server.clone());
+    start_watch(supervisor, &server)?;
+    let options = ninep::Options {
+        guests_uids,
+        insecure: config.insecure_listen.clone(),
+        identity: crate::ca::node_identity(data),
+        sessions: server.sessions().clone(),
+    };
+    let sockets = ninep::Server::bind(tree.clone(), &config.listen, options).await?;
     let stop_sockets = start_sockets(supervisor, sockets)?;
     let fuse = Fuse::mount(tree, tokio::runtime::Handle::current(), &config.mount)?;
     say_ready(config)?;
-    let ended = ends.wait(engine, supervisor, &fuse).await;
-    fuse.unmount().await;
-    stop_sockets.cancel();
-    if let Err(refusal) = agent.stop().await {
-        tracing::warn!(%refusal, "the log was not told that this node goes down");
-    }
-    ended
+    Ok(Serving { agent, stop_sockets, fuse })
+}
+
+/// Whoever is not to be connected any more is not for long.
+fn start_watch(supervisor: &Supervisor, server: &crate::fs::Server) -> Result<(), ServeError> {
+    let server = server.clone();
+    let start = move |ending: CancellationToken| {
+        let watching = server.clone().watch_sessions();
+        async move {
+            tokio::select! {
+                () = watching => Err("the engine has ended".to_owned()),
+                () = ending.cancelled() => Ok(()),
+            }
+        }
+    };
+    supervisor.start("sessions", Policy::VITAL, start).map_err(ServeError::Failed)
 }
 
 /// The 9P server as a task of the tree of supervision. It has its sockets already and can't be made twice, so its end is one of
@@ -249,13 +307,19 @@ impl Ends {
         Ok(Ends { interrupt: on(SignalKind::interrupt())?, terminate: on(SignalKind::terminate())? })
     }
 
-    async fn wait(&mut self, engine: &Engine, supervisor: &Supervisor, fuse: &Fuse) -> Result<(), ServeError> {
+    /// Until whoever started us has had enough.
+    async fn asked(&mut self) {
         tokio::select! {
-            _ = self.interrupt.recv() => Ok(()),
-            _ = self.terminate.recv() => Ok(()),
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+
+    async fn wait(&mut self, engine: &Engine, supervisor: &Supervisor) -> Result<(), ServeError> {
+        tokio::select! {
+            () = self.asked() => Ok(()),
             why = engine.failed() => Err(ServeError::Failed(why)),
             why = supervisor.escalated() => Err(ServeError::Failed(why)),
-            () = fuse.ended() => Err(ServeError::Failed("somebody has unmounted the tree".to_owned())),
         }
     }
 }

@@ -18,7 +18,7 @@ const ROOMS: &[Room] = &[
     Room { path: "text", may: &[] },
     Room { path: "clock", may: &["text"] },
     Room { path: "ipam", may: &["text", "clock"] },
-    Room { path: "ninep", may: &["text"] },
+    Room { path: "ninep", may: &["text", "clock"] },
     Room { path: "engine::state", may: &["text", "clock", "ipam"] },
     Room { path: "engine::log", may: &["text", "clock"] },
     Room { path: "engine::hypervisor", may: &["engine::host", "text"] },
@@ -26,13 +26,15 @@ const ROOMS: &[Room] = &[
     Room { path: "engine::agent", may: &["engine", "text", "clock", "ipam"] },
     Room { path: "engine", may: &["engine::state", "engine::log", "engine::hypervisor", "text", "clock", "ipam"] },
     Room { path: "fs::fuse", may: &["fs::tree", "text"] },
-    Room { path: "fs::ninep", may: &["fs::tree", "ninep", "text"] },
-    Room { path: "fs", may: &["engine", "ipam", "ninep", "text", "clock"] },
+    Room { path: "fs::ninep", may: &["fs::tree", "fs::sessions", "ninep", "text", "clock"] },
+    Room { path: "fs::sessions", may: &["fs::tree", "text", "clock"] },
+    Room { path: "fs", may: &["fs::sessions", "engine", "ipam", "ninep", "text", "clock"] },
     Room { path: "config", may: &["text", "clock"] },
     Room { path: "cli", may: &["ninep", "text"] },
+    Room { path: "ca", may: &["ninep", "text", "clock"] },
     // The top: puts the rooms together.
-    Room { path: "serve", may: &["config", "fs", "engine", "ninep", "ipam", "text", "clock"] },
-    Room { path: "main", may: &["config", "cli", "serve", "text"] },
+    Room { path: "serve", may: &["config", "ca", "fs", "engine", "ninep", "ipam", "text", "clock"] },
+    Room { path: "main", may: &["config", "ca", "cli", "serve", "text"] },
     Room { path: "lib", may: &[""] },
 ];
 
@@ -40,7 +42,9 @@ const ROOMS: &[Room] = &[
 const KEPT: &[(&str, &[&str])] = &[
     ("hiqlite", &["engine::log::hiqlite"]),
     ("polyfuse", &["fs::fuse"]),
-    ("clap", &["cli", "main", "serve"]),
+    ("clap", &["ca", "cli", "main", "serve"]),
+    ("rustls", &["ninep"]),
+    ("rcgen", &["ca"]),
     ("toml", &["config", "engine::agent", "engine::host"]),
 ];
 

@@ -75,7 +75,7 @@ impl Bed {
 impl Drop for Bed {
     /// Ends what a failed test leaves running.
     fn drop(&mut self) {
-        for (pid, _) in blixard::engine::host::process::working_below(self.folder.path()) {
+        for (pid, _) in blixard::engine::host::process::working_below(self.folder.path()).unwrap() {
             let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
@@ -102,6 +102,8 @@ async fn lives_pauses_and_powers_down(hypervisor: &dyn Hypervisor) {
     instance.power_down().await.unwrap();
     assert_eq!(within("off", instance.exited()).await, Exit::PoweredOff);
     assert_eq!(instance.running().await, Err(HypervisorError::Gone));
+    within("discarded", instance.discard()).await;
+    within("discarded again", instance.discard()).await;
     assert!(matches!(hypervisor.adopt(&machine, Some(&bed.record())).await, Err(HypervisorError::Gone)));
 }
 
@@ -111,8 +113,8 @@ async fn is_killed_and_found_again(hypervisor: &dyn Hypervisor) {
     drop(bed.launch(hypervisor, &machine).await.unwrap());
     // The machine goes on without us, and is taken back: by its record, or, if that was not written, by its folder.
     let vms = bed.folder.path().join("vms");
-    assert_eq!(hypervisor.orphans(&vms, std::slice::from_ref(&machine.run_dir)).await, []);
-    assert_eq!(hypervisor.orphans(&vms, &[]).await, [(bed.record(), machine.run_dir.clone())]);
+    assert_eq!(hypervisor.orphans(&vms, std::slice::from_ref(&machine.run_dir)).await.unwrap(), []);
+    assert_eq!(hypervisor.orphans(&vms, &[]).await.unwrap(), [(bed.record(), machine.run_dir.clone())]);
     drop(hypervisor.adopt(&machine, Some(&bed.record())).await.unwrap());
     let instance = hypervisor.adopt(&machine, None).await.unwrap();
     assert_eq!(instance.record(), bed.record());
@@ -120,7 +122,7 @@ async fn is_killed_and_found_again(hypervisor: &dyn Hypervisor) {
     instance.kill().await.unwrap();
     instance.kill().await.unwrap();
     assert_eq!(within("killed", instance.exited()).await, Exit::Killed);
-    assert_eq!(hypervisor.orphans(&vms, &[]).await, []);
+    assert_eq!(hypervisor.orphans(&vms, &[]).await.unwrap(), []);
 }
 
 #[tokio::test]
@@ -201,8 +203,14 @@ mod guest {
         drop((instance, console));
         // The guest goes off while no daemon is connected; its process stays and tells.
         tokio::time::sleep(Duration::from_secs(3)).await;
+        for _ in 0..2 {
+            // Whoever has heard of it may die before it is told further: the process waits until it is discarded.
+            let instance = qemu.adopt(&machine, Some(&bed.record())).await.unwrap();
+            assert_eq!(within("off", instance.exited()).await, Exit::PoweredOff);
+        }
         let instance = qemu.adopt(&machine, Some(&bed.record())).await.unwrap();
-        assert_eq!(within("off", instance.exited()).await, Exit::PoweredOff);
+        within("discarded", instance.discard()).await;
+        assert!(matches!(qemu.adopt(&machine, Some(&bed.record())).await, Err(HypervisorError::Gone)));
     }
 
     #[tokio::test]
@@ -221,7 +229,7 @@ mod guest {
         let bed = Bed::new();
         let refused = async |binary: &str, machine: &Machine| {
             let error = bed.launch(&Qemu::new(binary), machine).await.err().expect("it must be refused");
-            assert_eq!(blixard::engine::host::process::working_below(bed.folder.path()), [], "{error}");
+            assert_eq!(blixard::engine::host::process::working_below(bed.folder.path()).unwrap(), [], "{error}");
             error
         };
         let binary = "qemu-system-x86_64";
@@ -253,11 +261,11 @@ mod guest {
 
     #[tokio::test]
     async fn a_probe_finds_an_accelerator_that_works() {
-        let found = qemu().probe().await;
+        let found = qemu().probe(None).await;
         assert!(found.version.starts_with("QEMU "), "{found:?}");
         assert!(["kvm", "tcg"].contains(&found.accelerator.as_str()), "{found:?}");
         assert_eq!(found.accelerator == "tcg", found.warnings.iter().any(|w| w.contains("TCG")), "{found:?}");
-        let missing = Qemu::new("qemu-that-is-not-there").probe().await;
+        let missing = Qemu::new("qemu-that-is-not-there").probe(None).await;
         assert!(missing.warnings[0].contains("apt-get install qemu-system-x86"), "{missing:?}");
     }
 }

@@ -158,6 +158,29 @@ async fn the_mark_is_there_after_a_restart_and_a_broken_one_is_refused() {
     log.close().await;
 }
 
+/// A first start that was killed between making its mark and writing it, or a power cut that took what it had written.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_mark_that_was_never_whole_is_none() {
+    for torn in [&b""[..], &b"blxmark1\0\0"[..], &[0; 56][..]] {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("mark"), torn).unwrap();
+        let (log, _committed) = open(folder.path()).await;
+        assert_eq!(log.last_mark(), None);
+        log.mark(1, [1; 32]).unwrap();
+        log.close().await;
+        drop(log);
+        // Beside a log it is damage.
+        std::fs::write(folder.path().join("mark"), torn).unwrap();
+        let error = HiqliteLog::open(folder.path(), 1, OpenOptions::default()).await.unwrap_err().to_string();
+        assert!(error.contains("checksum"), "{error}");
+    }
+    // A whole record that is wrong was written once: the log that it belonged to is gone.
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("mark"), [7; 56]).unwrap();
+    let error = HiqliteLog::open(folder.path(), 1, OpenOptions::default()).await.unwrap_err().to_string();
+    assert!(error.contains("checksum"), "{error}");
+}
+
 /// A small file system of its own, for root only.
 struct SmallDisk(tempfile::TempDir);
 

@@ -82,7 +82,7 @@ impl Drop for Node {
         let pid = rustix::process::Pid::from_child(&self.child);
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         let _ = self.child.wait();
-        for (pid, _) in blixard::engine::host::process::working_below(&self.data()) {
+        for (pid, _) in blixard::engine::host::process::working_below(&self.data()).unwrap() {
             let pid = rustix::process::Pid::from_raw(pid as i32).unwrap();
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }

@@ -87,9 +87,18 @@ pub(super) const KEYS: &[Key] = &[
         flag: Some("--listen"),
         kind: Kind::Text,
         many: true,
-        allowed: "a list of dial strings, as [\"unix!/run/blixard/sock\", \"tcp!127.0.0.1!564\"]",
+        allowed: "a list of dial strings, as [\"unix!/run/blixard/sock\", \"tls!*!5640\", \"tcp!127.0.0.1!564\"]",
         set: |config, texts| many(&mut config.listen, texts, dial),
-        get: |config| config.listen.iter().map(Dial::to_string).collect::<Vec<_>>().join(","),
+        get: |config| dials(&config.listen),
+    },
+    Key {
+        name: "insecure_listen",
+        flag: Some("--insecure-listen"),
+        kind: Kind::Text,
+        many: true,
+        allowed: "a list of tcp! dial strings, as [\"tcp!*!564\"]",
+        set: |config, texts| many(&mut config.insecure_listen, texts, insecure_dial),
+        get: |config| dials(&config.insecure_listen),
     },
     Key {
         name: "hypervisor",
@@ -227,6 +236,17 @@ fn folder(text: &Text) -> Result<PathBuf, String> {
         .map_err(|e| format!("invalid folder '{shown}': the working folder can't be found: {e}"))
 }
 
+fn dials(dials: &[Dial]) -> String {
+    dials.iter().map(Dial::to_string).collect::<Vec<_>>().join(",")
+}
+
+fn insecure_dial(text: &Text) -> Result<Dial, String> {
+    match text.text.parse::<Dial>().map_err(|refusal| refusal.sentence)? {
+        dial @ Dial::Tcp { .. } => Ok(dial),
+        dial => Err(format!("invalid dial string '{dial}': only tcp! can be insecure; give it as --listen {dial}")),
+    }
+}
+
 fn dial(text: &Text) -> Result<Dial, String> {
     match text.text.parse::<Dial>().map_err(|refusal| refusal.sentence)? {
         Dial::Unix(path) => {
@@ -240,6 +260,7 @@ fn dial(text: &Text) -> Result<Dial, String> {
                 )),
             }
         }
+        dial @ Dial::Tls { .. } => Ok(dial),
         Dial::Tcp { host, port } => {
             let address = host.parse::<IpAddr>().ok();
             if host == "localhost" || address.is_some_and(|a| a.to_canonical().is_loopback()) {
@@ -247,8 +268,9 @@ fn dial(text: &Text) -> Result<Dial, String> {
             }
             let name = if address.is_some() { "an address of this machine alone" } else { "known to be this machine" };
             Err(format!(
-                "invalid dial string '{}': '{}' is not {name}, and over TCP only loopback is served, because the \
-                 kernel can't say who asks from elsewhere; use tcp!127.0.0.1!{port}, and ssh -L from other machines",
+                "invalid dial string '{}': '{}' is not {name}, and over plain TCP only loopback is served, because the \
+                 kernel can't say who asks from elsewhere; use tls!HOST!PORT, where certificates say it, or \
+                 --insecure-listen, where everybody may read and nobody may write, or tcp!127.0.0.1!{port}",
                 text.text.escape_debug(),
                 host.escape_debug()
             ))

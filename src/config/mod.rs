@@ -66,7 +66,7 @@ pub struct Trace {
 pub struct Limits {
     /// Memory that all guests of this node may have together, in bytes; None: what the host has to spare.
     pub memory_bytes: Option<u64>,
-    /// Virtual CPUs that all guests of this node may have together; None: as many as the host has.
+    /// Virtual CPUs that all guests of this node may have together; None: no limit, they share the host's.
     pub cpus: Option<u32>,
     /// How far another node's stamp may be ahead of this machine's clock, in milliseconds.
     pub drift_max_ms: u64,
@@ -83,6 +83,8 @@ pub struct Config {
     pub mount: PathBuf,
     /// Where 9P is served. There is always a unix socket among them: the command line needs one.
     pub listen: Vec<Dial>,
+    /// Where plain TCP is served besides, to whoever comes: they are nobody.
+    pub insecure_listen: Vec<Dial>,
     /// What runs the machines.
     pub hypervisor: Hypervisor,
     /// The folder of the images, absolute.
@@ -108,6 +110,8 @@ pub struct Options {
     pub mount: Option<String>,
     /// `--listen DIAL`, as often as wanted
     pub listen: Vec<String>,
+    /// `--insecure-listen DIAL`, as often as wanted
+    pub insecure_listen: Vec<String>,
     /// `--hypervisor qemu|simulated`
     pub hypervisor: Option<String>,
     /// `--images DIR`
@@ -127,6 +131,7 @@ impl Options {
             "data" => one(&self.data),
             "mount" => one(&self.mount),
             "listen" => (!self.listen.is_empty()).then(|| self.listen.clone()),
+            "insecure_listen" => (!self.insecure_listen.is_empty()).then(|| self.insecure_listen.clone()),
             "hypervisor" => one(&self.hypervisor),
             "images" => one(&self.images),
             "trace.level" => one(&self.trace),
@@ -178,6 +183,7 @@ impl Config {
             data: DEFAULT_DATA.into(),
             mount: DEFAULT_MOUNT.into(),
             listen: Vec::new(),
+            insecure_listen: Vec::new(),
             hypervisor: Hypervisor::Qemu,
             images: DEFAULT_IMAGES.into(),
             trace: Trace { level: "info".to_owned(), json: false },
@@ -221,9 +227,13 @@ impl Config {
                 }
             }
         }
-        for (index, dial) in self.listen.iter().enumerate() {
-            if self.listen.iter().take(index).any(|before| before == dial) {
-                mistakes.push(self.mistake("listen", format!("invalid dial string '{dial}': it is given twice")));
+        let named = |key| move |dial| (key, dial);
+        let all =
+            self.listen.iter().map(named("listen")).chain(self.insecure_listen.iter().map(named("insecure_listen")));
+        let all: Vec<_> = all.collect();
+        for (index, (key, dial)) in all.iter().enumerate() {
+            if all.iter().take(index).any(|(_, before)| before == dial) {
+                mistakes.push(self.mistake(key, format!("invalid dial string '{dial}': it is given twice")));
             }
         }
         if !self.listen.iter().any(|dial| matches!(dial, Dial::Unix(_))) {
@@ -260,7 +270,7 @@ impl Config {
     fn own_paths(&self) -> impl Iterator<Item = (&'static str, &Path)> {
         let sockets = self.listen.iter().filter_map(|dial| match dial {
             Dial::Unix(path) => Some(("listen", path.as_path())),
-            Dial::Tcp { .. } => None,
+            Dial::Tcp { .. } | Dial::Tls { .. } => None,
         });
         [("data", self.data.as_path()), ("images", self.images.as_path())].into_iter().chain(sockets)
     }

@@ -52,6 +52,7 @@ fn defaults() {
 #[test]
 fn all_keys_of_a_file() {
     let text = "name = 'beta'\ndata = '/d'\nmount = '/m'\nlisten = ['tcp!127.0.0.1!0', 'unix!/s']\n\
+                insecure_listen = 'tcp!*!564'\n\
                 hypervisor = 'simulated'\nimages = '/i'\n[trace]\nlevel = 'warn,blixard::fs=debug'\njson = true\n\
                 [limits]\nmemory = '8G'\ncpus = 4\ndrift = '1s'\n";
     let folder = tempfile::tempdir().unwrap();
@@ -69,7 +70,7 @@ fn all_keys_of_a_file() {
     }
     let printed = config.print();
     let line = printed.lines().find(|line| line.starts_with("limits.cpus")).unwrap();
-    assert_eq!(line.split_whitespace().collect::<Vec<_>>(), ["limits.cpus", "4", &format!("{}:12:8", path.display())]);
+    assert_eq!(line.split_whitespace().collect::<Vec<_>>(), ["limits.cpus", "4", &format!("{}:13:8", path.display())]);
 }
 
 #[test]
@@ -119,7 +120,7 @@ fn the_file_may_be_named_by_a_variable() {
 
 #[test]
 fn each_mistake_of_a_file() {
-    let all = "name, data, mount, listen, hypervisor, images, trace.level, trace.json, limits.memory, limits.cpus, \
+    let all = "name, data, mount, listen, insecure_listen, hypervisor, images, trace.level, trace.json, limits.memory, limits.cpus, \
                limits.drift";
     for (text, said) in [
         ("name = 5", "b.toml:1:8: name: invalid value: it is an integer, and this key takes a name, as \"alpha\""),

@@ -9,7 +9,7 @@ use super::snapshots::{SnapshotKeeper, write_snapshots};
 use super::state::{By, Command, NodeId, Reply, State};
 use super::submissions::{Applied, Submissions, Waiters};
 use super::view::{Events, View};
-use crate::clock::HybridClock;
+use crate::clock::{ClockError, HybridClock, HybridTime};
 use crate::text::Refusal;
 use futures::FutureExt;
 use std::future::Future;
@@ -60,6 +60,7 @@ pub struct Engine {
 struct Shared {
     view: Arc<View>,
     log: Arc<dyn Log>,
+    clock: Arc<HybridClock>,
     /// None once closed.
     submissions: Mutex<Option<Arc<Submissions>>>,
     trail: Trail,
@@ -124,7 +125,7 @@ impl Engine {
             clock.resume(node.newest_stamp);
         }
         let waiters = Arc::new(Waiters::default());
-        let (submissions, queue) = Submissions::new(waiters.clone(), clock, node, boot);
+        let (submissions, queue) = Submissions::new(waiters.clone(), clock.clone(), node, boot);
         let (applied, applied_receiver) = watch::channel(0);
         let (snapshots, asked) = SnapshotKeeper::new(options.snapshot_every_records, options.snapshot_every_bytes);
         let appender = Appender { queue, log: log.clone(), waiters: waiters.clone(), applied: applied_receiver };
@@ -139,7 +140,7 @@ impl Engine {
         };
         let submissions = Mutex::new(Some(Arc::new(submissions)));
         let tasks = Mutex::new(Some(tasks));
-        Ok(Engine { shared: Arc::new(Shared { view, log, submissions, trail, options, failed, tasks }) })
+        Ok(Engine { shared: Arc::new(Shared { view, log, clock, submissions, trail, options, failed, tasks }) })
     }
 
     /// Submits one transaction and waits for its outcome: when this returns `Ok`, the commands are durable, have taken effect, and
@@ -163,6 +164,14 @@ impl Engine {
     /// The newest state. Keep it as long as you like: it never changes, and writers go on beside it.
     pub fn state(&self) -> Arc<State> {
         self.shared.view.state()
+    }
+
+    /// What this node's own hybrid clock shows; it goes on while nothing is submitted.
+    ///
+    /// # Errors
+    /// The clock of the machine can't be read.
+    pub fn time(&self) -> Result<HybridTime, ClockError> {
+        self.shared.clock.reading()
     }
 
     /// The number of the newest applied entry; wakes at each change.
@@ -195,6 +204,15 @@ impl Engine {
             Some(reason) => reason,
             None => std::future::pending().await,
         }
+    }
+
+    /// The engine's own tasks, and whether each still runs; none when it is closed. One that ends is the engine's end.
+    pub fn tasks(&self) -> Vec<(&'static str, bool)> {
+        let tasks = self.shared.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(Tasks { appender, applier, snapshots, scribe }) = &*tasks else { return Vec::new() };
+        [("appender", appender), ("applier", applier), ("snapshots", snapshots), ("audit", scribe)]
+            .map(|(name, task)| (name, !task.is_finished()))
+            .to_vec()
     }
 
     /// The audit trail after the entry `seq`: at most `max` lines, up to what [`Engine::state`] shows now.

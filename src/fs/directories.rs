@@ -15,11 +15,11 @@ fn file_entry(file: &File, kind: u8, object: u64) -> (Place, Kind) {
     (place, if stream { Kind::Stream } else { Kind::File })
 }
 
-/// Cookies: files come first, by number; then objects, by number; then links, by their object's number.
-const OBJECTS_FROM: u64 = 1 << 48;
-const LINKS_FROM: u64 = 2 << 48;
-
 impl Server {
+    /// Cookies: files come first, by number; then objects, by number; then links, by their object's number.
+    pub(super) const OBJECTS_FROM: u64 = 1 << 48;
+    pub(super) const LINKS_FROM: u64 = 2 << 48;
+
     /// The files of a table as entries after a cookie. False: the visitor has had enough.
     pub(super) fn visit_files(
         files: &[File],
@@ -38,9 +38,9 @@ impl Server {
         if !Server::visit_files(ROOT_FILES, ROOT, Parts::of(Place::ROOT).object, after, visit) {
             return;
         }
-        for kind in KINDS.iter().filter(|k| OBJECTS_FROM + u64::from(k.number) > after) {
+        for kind in KINDS.iter().filter(|k| Server::OBJECTS_FROM + u64::from(k.number) > after) {
             let place = Parts::new(kind.number, 0, 0).pack();
-            let cookie = OBJECTS_FROM + u64::from(kind.number);
+            let cookie = Server::OBJECTS_FROM + u64::from(kind.number);
             if !visit(DirEntry { name: kind.name.to_owned(), place, kind: Kind::Directory, cookie }) {
                 return;
             }
@@ -51,25 +51,25 @@ impl Server {
         if !Server::visit_files(kind.files, kind.number, 0, after, visit) {
             return;
         }
-        if after < LINKS_FROM {
-            for (id, name) in (kind.after)(state, after.saturating_sub(OBJECTS_FROM)) {
+        if after < Server::LINKS_FROM {
+            for (id, name) in (kind.after)(state, after.saturating_sub(Server::OBJECTS_FROM)) {
                 let name = if kind.numbered { id.to_string() } else { name.unwrap_or_default().to_owned() };
                 let place = Parts::new(kind.number, 0, id).pack();
-                if !visit(DirEntry { name, place, kind: Kind::Directory, cookie: OBJECTS_FROM + id }) {
+                if !visit(DirEntry { name, place, kind: Kind::Directory, cookie: Server::OBJECTS_FROM + id }) {
                     return;
                 }
             }
         }
-        for (id, name) in (kind.linked_after)(state, after.saturating_sub(LINKS_FROM)) {
+        for (id, name) in (kind.linked_after)(state, after.saturating_sub(Server::LINKS_FROM)) {
             let Some(name) = name else { continue };
             let place = Parts::new(kind.number, LINK, id).pack();
-            if !visit(DirEntry { name: name.to_owned(), place, kind: Kind::Link, cookie: LINKS_FROM + id }) {
+            if !visit(DirEntry { name: name.to_owned(), place, kind: Kind::Link, cookie: Server::LINKS_FROM + id }) {
                 return;
             }
         }
     }
 
-    fn not_found(name: &str, files: &[File]) -> Refusal {
+    pub(super) fn not_found(name: &str, files: &[File]) -> Refusal {
         let names: Vec<&str> = files.iter().map(|f| f.name).collect();
         let hint = nearest(name, &names).map(|n| format!("; did you mean '{n}'?")).unwrap_or_default();
         Refusal::not_found(format!("'{}' was not found{hint}", shown(name)))
@@ -121,7 +121,7 @@ impl Server {
     pub(super) fn removal(&self, who: &Caller, dir: Place, name: &str, directory: bool) -> Result<Command, Refusal> {
         let (state, place) = (self.state(), self.walk(who, dir, name)?);
         let not_permitted = |sentence: String| Err(Refusal::not_permitted(sentence));
-        match (self.at(&state, place)?, directory) {
+        match (self.at(&state, who, place)?, directory) {
             (At::Object(kind, _), true) => match (kind.delete)(&state, Parts::of(place).object) {
                 Some(command) => Ok(command),
                 None => {
@@ -147,8 +147,8 @@ impl Server {
     }
 
     /// Why this can't be made there, and what would make something.
-    pub(super) fn creation_refused(&self, dir: Place, name: &str, what: Creation) -> Refusal {
-        let makes = match self.at(&self.state(), dir) {
+    pub(super) fn creation_refused(&self, who: &Caller, dir: Place, name: &str, what: Creation) -> Refusal {
+        let makes = match self.at(&self.state(), who, dir) {
             Ok(At::Folder(kind)) if kind.files.iter().any(|f| f.name == "new") => {
                 format!("to make one, write attributes to /{}/new", kind.name)
             }

@@ -42,7 +42,7 @@ impl Open {
     }
 }
 
-/// Any open file: it is used for what it was opened for, and written by who may still write it.
+/// Any open file: it is used for what it was opened for, read by who may still see it, and written by who may still write it.
 pub(super) struct Guarded {
     pub(super) handle: Arc<dyn Handle>,
     pub(super) open: Open,
@@ -52,7 +52,23 @@ pub(super) struct Guarded {
 
 impl Handle for Guarded {
     fn read(&self, offset: u64, count: usize) -> Answer<Bytes> {
-        if self.how.read { self.handle.read(offset, count) } else { Answer::Now(Err(not_for("reading"))) }
+        if !self.how.read {
+            return Answer::Now(Err(not_for("reading")));
+        }
+        if let Err(refusal) = self.open.server.check_sight(&self.open.who, self.place) {
+            return Answer::Now(Err(refusal));
+        }
+        match self.handle.read(offset, count) {
+            Answer::Now(data) => Answer::Now(data),
+            Answer::Later(wait) => {
+                let (open, place) = (self.open.clone(), self.place);
+                // Much may have been decided meanwhile.
+                Answer::Later(Box::pin(async move {
+                    let data = wait.await?;
+                    open.server.check_sight(&open.who, place).map(|()| data)
+                }))
+            }
+        }
     }
 
     fn write(&self, offset: u64, data: Bytes) -> Answer<usize> {
@@ -226,7 +242,8 @@ impl NewHandle {
                 "invalid text: there is nothing in it to make; reading this file shows what it takes",
             ));
         }
-        let made = |line: &attrs::Line| match (self.maker.command)(&line.attrs) {
+        let state = self.open.server.state();
+        let made = |line: &attrs::Line| match (self.maker.command)(&state, &line.attrs) {
             Ok(command) => Ok((line.number, command)),
             Err(refusal) => Err(of_line(refusal, line.number, lines.len())),
         };

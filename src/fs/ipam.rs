@@ -134,7 +134,7 @@ fn ranges(text: &str) -> Result<Vec<(IpAddr, IpAddr)>, Refusal> {
     text.split(',').map(one).collect()
 }
 
-fn new(attrs: &[Attr]) -> Result<Command, Refusal> {
+fn new(_state: &State, attrs: &[Attr]) -> Result<Command, Refusal> {
     let attributes = Attributes::new(attrs, &["name", "network", "gateway", "reserved"], "ipam/new")?;
     let missing = |what: &str| {
         Refusal::invalid(format!("invalid pool: {what}= is missing; reading ipam/new shows what it takes"))

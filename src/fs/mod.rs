@@ -5,8 +5,10 @@
 //! - `place.rs`: places packed into qid paths and inode numbers
 //! - `server.rs`, `directories.rs`: walk, stat, readdir, open and remove, all derived from the tables
 //! - `handles.rs`: open files; `streams.rs` with `events.rs`, and `console.rs`: those that wait; `texts.rs`: long texts, kept
+//! - `confinement.rs`: what users see who are confined; `sessions.rs`: who is connected; `watch.rs`: who is not to be any more
 //! - `verbs.rs`: what is written to a ctl; `errors.rs`: `/err`
 
+mod confinement;
 mod console;
 mod directories;
 mod errors;
@@ -20,6 +22,7 @@ mod nodes;
 mod place;
 mod root;
 mod server;
+pub mod sessions;
 mod streams;
 mod table;
 mod texts;
@@ -29,5 +32,6 @@ mod verbs;
 mod vm_attrs;
 mod vm_text;
 mod vms;
+mod watch;
 
 pub use server::Server;

@@ -4,7 +4,7 @@ use super::events;
 use super::table::{Asked, Content, File, Kind, Object};
 use super::verbs::{Act, Verb};
 use crate::engine::state::{Kind as Entity, Node, NodeId, Operation};
-use crate::text::{Refusal, columns::Table, kv::KeyValues, size, time::rfc3339, trace_level};
+use crate::text::{Code, Refusal, columns::Table, kv::KeyValues, size, time::rfc3339, trace_level};
 
 static FILES: &[File] = &[File { number: 1, name: "list", content: Content::Live(list), help: "one line a node" }];
 
@@ -22,6 +22,7 @@ static OBJECT_FILES: &[File] = &[
         content: Content::Stream(events::of_node, Some(Operation::Read)),
         help: "live: one line an event of the node",
     },
+    File { number: 4, name: "sessions", content: Content::Live(sessions), help: "who is connected to it over 9P" },
 ];
 
 pub(super) static KIND: Kind = Kind {
@@ -74,8 +75,10 @@ fn status(asked: &Asked<'_>) -> Result<String, Refusal> {
         .line("state", if node.up { "up" } else { "down" })
         .line("version", node.version)
         .line("memory", size::print(node.memory_bytes))
-        .line("memory-promised", size::print(asked.state.memory_promised(node.id)))
+        .line("memory-promised", size::print(asked.state.promised(node.id).bytes))
         .line("cpus", node.cpus)
+        .line("vcpus-promised", asked.state.promised(node.id).cpus)
+        .maybe("vcpus-max", node.vcpus_max)
         .line("changed", rfc3339(node.changed.millis()));
     if node.id == asked.server.node() {
         for (key, value) in asked.server.host().status() {
@@ -94,8 +97,51 @@ fn list(asked: &Asked<'_>) -> Result<String, Refusal> {
             if node.up { "up" } else { "down" }.to_owned(),
             node.hypervisor.clone(),
             size::print(node.memory_bytes),
-            size::print(asked.state.memory_promised(node.id)),
+            size::print(asked.state.promised(node.id).bytes),
             node.cpus.to_string(),
+        ]);
+    }
+    Ok(table.print())
+}
+
+/// Each node knows its own.
+fn sessions(asked: &Asked<'_>) -> Result<String, Refusal> {
+    let node = node(asked)?;
+    if node.id != asked.server.node() {
+        let sentence = format!("node '{}' alone knows who is connected to it; ask there", node.name);
+        return Err(Refusal::new(Code::HostDown, sentence));
+    }
+    let mut table = Table::new(&[
+        "id",
+        "user",
+        "how",
+        "from",
+        "dialect",
+        "msize",
+        "fids",
+        "waiting",
+        "requests",
+        "rate",
+        "bytes-in",
+        "bytes-out",
+        "since",
+    ]);
+    for session in asked.server.sessions().all() {
+        let (who, seen) = (&session.who, session.seen());
+        table.row([
+            session.id.to_string(),
+            who.user.clone(),
+            who.recognised_by.replace([' ', ','], "-"),
+            who.from.clone(),
+            seen.dialect.unwrap_or_default().to_owned(),
+            seen.msize.to_string(),
+            seen.fids.to_string(),
+            seen.waiting.to_string(),
+            seen.requests.to_string(),
+            format!("{}/s", seen.requests_a_second),
+            seen.bytes_in.to_string(),
+            seen.bytes_out.to_string(),
+            rfc3339(session.since_ms),
         ]);
     }
     Ok(table.print())

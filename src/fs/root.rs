@@ -96,8 +96,12 @@ fn err(asked: &Asked<'_>) -> Result<String, Refusal> {
 }
 
 fn clock(asked: &Asked<'_>) -> Result<String, Refusal> {
-    let now = asked.state.now();
-    Ok(KeyValues::new().line("now", rfc3339(now.millis())).line("counter", now.counter()).print())
+    let now = asked.server.engine().time().map_err(|error| Refusal::fault(error.to_string()))?;
+    Ok(KeyValues::new()
+        .line("now", rfc3339(now.millis()))
+        .line("counter", now.counter())
+        .line("newest-entry", rfc3339(asked.state.now().millis()))
+        .print())
 }
 
 fn me(asked: &Asked<'_>) -> Result<String, Refusal> {
@@ -107,7 +111,9 @@ fn me(asked: &Asked<'_>) -> Result<String, Refusal> {
         .line("user", &who.user)
         .line("role", role)
         .maybe("uid", who.uid)
+        .maybe("within", super::users::within(asked.state, &who.user))
         .line("authenticated-by", who.authenticated_by)
+        .maybe("from", Some(&who.from).filter(|from| !from.is_empty()))
         .line("dialect", who.dialect);
     Ok(text.print())
 }

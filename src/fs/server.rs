@@ -1,13 +1,15 @@
 //! The tree itself: walk, stat, readdir, open and remove, all of them derived from the tables.
 
+use super::confinement::{self, about, check_seen, sees};
 use super::errors::Errors;
 use super::handles::{CtlHandle, Guarded, NewHandle, Open, TextHandle, render};
 use super::place::{LINK, Parts, ROOT};
 use super::root::{FILES as ROOT_FILES, KINDS};
+use super::sessions::Sessions;
 use super::table::{Asked, Content, File, Kind as ObjectKind, Object};
 use super::texts::Texts;
 use super::tree::{
-    Answer, Caller, Creation, DirEntry, Handle, Identity, Kind, OpenMode, Opened, Place, Stat, Tree, gone,
+    Answer, Caller, Creation, Credential, DirEntry, Handle, Identity, Kind, OpenMode, Opened, Place, Stat, Tree, gone,
 };
 use crate::engine::state::{By, NOBODY, NodeId, Operation, State, Touched};
 use crate::engine::{Engine, LocalHost};
@@ -29,6 +31,7 @@ struct Shared {
     node: NodeId,
     errors: Errors,
     texts: Texts,
+    sessions: Arc<Sessions>,
 }
 
 /// A version of as many bits as a qid has for it.
@@ -57,7 +60,14 @@ pub(super) enum At {
 impl Server {
     /// The tree that this node serves.
     pub fn new(engine: Engine, host: Arc<dyn LocalHost>, node: NodeId) -> Server {
-        Server(Arc::new(Shared { engine, host, node, errors: Errors::default(), texts: Texts::default() }))
+        Server(Arc::new(Shared {
+            engine,
+            host,
+            node,
+            errors: Errors::default(),
+            texts: Texts::default(),
+            sessions: Arc::default(),
+        }))
     }
 
     pub(super) fn engine(&self) -> &Engine {
@@ -66,6 +76,11 @@ impl Server {
 
     pub(super) fn host(&self) -> &dyn LocalHost {
         &*self.0.host
+    }
+
+    /// Who is connected; the 9P server is told of it.
+    pub fn sessions(&self) -> &Arc<Sessions> {
+        &self.0.sessions
     }
 
     pub(super) fn node(&self) -> NodeId {
@@ -81,10 +96,14 @@ impl Server {
     }
 
     pub(super) fn note_for(&self, who: &Caller, refusal: &Refusal) {
-        self.0.errors.note(who, refusal, self.state().now().millis());
+        let now =
+            self.engine().time().inspect_err(|error| tracing::warn!(%error, "a refusal is kept without its time"));
+        self.0.errors.note(who, refusal, now.ok().map(|now| now.millis()));
     }
 
-    pub(super) fn at(&self, state: &State, place: Place) -> Result<At, Refusal> {
+    /// What is at a place, for this caller.
+    pub(super) fn at(&self, state: &State, who: &Caller, place: Place) -> Result<At, Refusal> {
+        check_seen(state, who, place)?;
         let parts = Parts::of(place);
         let file_of = |files: &'static [File]| files.iter().find(|f| f.number == parts.file).ok_or_else(gone);
         if parts.kind == ROOT {
@@ -124,10 +143,10 @@ impl Server {
         }
     }
 
-    /// May the caller write this file? Objects without an owner are the cluster's: only admins change them.
-    fn may_write(&self, state: &State, who: &Caller, file: &File, object: Option<&Object>) -> bool {
-        let owner = object.and_then(|o| o.owner.as_deref());
-        Server::write_right(file, object.is_some()).is_some_and(|right| state.may(&who.user, owner, right))
+    /// May the caller write the file at this place? What has no owner is the cluster's: only admins change it.
+    fn may_write(&self, state: &State, who: &Caller, file: &File, place: Place) -> bool {
+        let in_object = !matches!(Parts::of(place), Parts { kind: ROOT, .. } | Parts { object: 0, .. });
+        Server::write_right(file, in_object).is_some_and(|right| state.may(&who.user, about(place), right))
     }
 
     fn uid_of(state: &State, user: Option<&str>) -> u32 {
@@ -159,11 +178,17 @@ impl Server {
             owner_uid: Server::uid_of(state, object.owner.as_deref()),
             ..base
         };
-        Ok(match self.at(state, place)? {
-            At::Root => (Stat { nlink: 2 + u32::try_from(KINDS.len()).unwrap_or(0), ..base }, None),
-            At::Folder(kind) => (touched(state.directory(kind.entity).members, base), None),
+        Ok(match self.at(state, who, place)? {
+            At::Root => {
+                let kinds = KINDS.iter().filter(|k| sees(state, &who.user, Parts::new(k.number, 0, 0).pack())).count();
+                (Stat { nlink: 2 + u32::try_from(kinds).unwrap_or(0), ..base }, None)
+            }
+            At::Folder(kind) => {
+                let seen = state.within(&who.user).map(|within| confinement::touched(state, within));
+                (touched(seen.unwrap_or(state.directory(kind.entity).members), base), None)
+            }
             At::Own(kind, file) => {
-                let mode = if self.may_write(state, who, file, None) { 0o666 } else { 0o444 };
+                let mode = if self.may_write(state, who, file, place) { 0o666 } else { 0o444 };
                 (touched(state.directory(kind.entity).objects, Stat { mode, ..base }), Some((file, 0)))
             }
             // Numbers are never used again, names are.
@@ -173,7 +198,7 @@ impl Server {
                 (Stat { kind: Kind::Link, mode: 0o777, size, nlink: 1, lasting: false, ..of(&object, base) }, None)
             }
             At::File(file, id, object) => {
-                let mode = if self.may_write(state, who, file, object.as_ref()) { 0o666 } else { 0o444 };
+                let mode = if self.may_write(state, who, file, place) { 0o666 } else { 0o444 };
                 let stat = Stat { mode, ..base };
                 let dated = match &object {
                     Some(object) => of(object, stat),
@@ -248,22 +273,28 @@ impl Server {
     /// May the caller write what is there now?
     pub(super) fn check_right(&self, who: &Caller, place: Place) -> Result<(), Refusal> {
         let state = self.state();
-        let checked = match self.at(&state, place) {
-            Ok(At::Own(_, file)) => return self.check_write(&state, who, file, None),
-            Ok(At::File(file, _, object)) => return self.check_write(&state, who, file, object.as_ref()),
+        let checked = match self.at(&state, who, place) {
+            Ok(At::Own(_, file) | At::File(file, ..)) => return self.check_write(&state, who, file, place),
             Ok(_) => Err(Refusal::new(Code::IsDirectory, "invalid write: this is a directory")),
             Err(refusal) => Err(refusal),
         };
         checked.inspect_err(|refusal| self.note_for(who, refusal))
     }
 
-    fn check_write(&self, state: &State, who: &Caller, file: &File, object: Option<&Object>) -> Result<(), Refusal> {
-        if self.may_write(state, who, file, object) {
+    /// Is what was opened still there for the caller?
+    pub(super) fn check_sight(&self, who: &Caller, place: Place) -> Result<(), Refusal> {
+        check_seen(&self.state(), who, place)
+    }
+
+    fn check_write(&self, state: &State, who: &Caller, file: &File, place: Place) -> Result<(), Refusal> {
+        if self.may_write(state, who, file, place) {
             return Ok(());
         }
-        let sentence = match Server::write_right(file, object.is_some()) {
-            None => format!("no permission: '{}' is only read", file.name),
-            Some(_) => format!("no permission to write '{}': user '{}' has no right to (see /me)", file.name, who.user),
+        let sentence = match &file.content {
+            Content::Text(_) | Content::Live(_) | Content::Stream(_, None) => {
+                format!("no permission: '{}' is only read", file.name)
+            }
+            _ => format!("no permission to write '{}': user '{}' has no right to (see /me)", file.name, who.user),
         };
         let refusal = Refusal::denied(sentence);
         self.note_for(who, &refusal);
@@ -272,13 +303,28 @@ impl Server {
 }
 
 impl Tree for Server {
-    fn caller(&self, uid: Option<u32>, authenticated_by: &'static str, dialect: &'static str) -> Caller {
+    fn caller(&self, credential: &Credential, authenticated_by: &'static str, dialect: &'static str) -> Caller {
         let state = self.state();
-        let user = uid.and_then(|uid| state.user_with_uid(uid)).map_or(NOBODY, |u| u.name.as_str());
-        Caller { uid, user: user.to_owned(), authenticated_by, dialect }
+        let (uid, user) = match credential {
+            Credential::Uid(uid) => (Some(*uid), state.user_with_uid(*uid)),
+            Credential::Certificate { name, serial, issued_ms } => {
+                let admitted = state.admits(name, serial, *issued_ms).is_ok();
+                (None, state.user_named(name).filter(|_| admitted))
+            }
+            Credential::Unknown => (None, None),
+        };
+        let user = user.map_or(NOBODY, |u| u.name.as_str()).to_owned();
+        Caller { uid, user, authenticated_by, dialect, from: String::new() }
     }
 
-    fn walk(&self, _who: &Caller, dir: Place, name: &str) -> Result<Place, Refusal> {
+    fn admit(&self, credential: &Credential) -> Result<(), Refusal> {
+        match credential {
+            Credential::Certificate { name, serial, issued_ms } => self.state().admits(name, serial, *issued_ms),
+            Credential::Uid(_) | Credential::Unknown => Ok(()),
+        }
+    }
+
+    fn walk(&self, who: &Caller, dir: Place, name: &str) -> Result<Place, Refusal> {
         let (state, parts) = (self.state(), Parts::of(dir));
         if name == ".." {
             return Ok(Server::parent(parts));
@@ -289,13 +335,14 @@ impl Tree for Server {
                 format!("the name '{}' is too long: {NAME_BYTES_MAX} bytes are the most", shown(name)),
             ));
         }
-        let at = self.at(&state, dir)?;
-        Server::walk_in(&state, &at, parts, name)
+        let at = self.at(&state, who, dir)?;
+        let found = Server::walk_in(&state, &at, parts, name)?;
+        if sees(&state, &who.user, found) { Ok(found) } else { Err(Server::not_found(name, &[])) }
     }
 
-    fn name(&self, _who: &Caller, place: Place) -> Result<String, Refusal> {
+    fn name(&self, who: &Caller, place: Place) -> Result<String, Refusal> {
         let state = self.state();
-        Ok(match self.at(&state, place)? {
+        Ok(match self.at(&state, who, place)? {
             At::Root => "/".to_owned(),
             At::Folder(kind) => kind.name.to_owned(),
             At::Own(_, file) | At::File(file, ..) => file.name.to_owned(),
@@ -326,15 +373,21 @@ impl Tree for Server {
 
     fn readdir(
         &self,
-        _who: &Caller,
+        who: &Caller,
         dir: Place,
         after: u64,
         visit: &mut dyn FnMut(DirEntry) -> bool,
     ) -> Result<(), Refusal> {
         let state = self.state();
-        match self.at(&state, dir)? {
-            At::Root => Server::visit_root(after, visit),
-            At::Folder(kind) => Server::visit_folder(&state, kind, after, visit),
+        match self.at(&state, who, dir)? {
+            At::Root => {
+                let seen = |entry: &DirEntry| sees(&state, &who.user, entry.place);
+                Server::visit_root(after, &mut |entry| !seen(&entry) || visit(entry));
+            }
+            At::Folder(kind) => match state.within(&who.user) {
+                Some(within) => confinement::visit_vms(&state, within, after, visit),
+                None => Server::visit_folder(&state, kind, after, visit),
+            },
             At::Object(kind, _) => {
                 Server::visit_files(kind.object_files, kind.number, Parts::of(dir).object, after, visit);
             }
@@ -345,8 +398,8 @@ impl Tree for Server {
         Ok(())
     }
 
-    fn readlink(&self, _who: &Caller, place: Place) -> Result<String, Refusal> {
-        match self.at(&self.state(), place)? {
+    fn readlink(&self, who: &Caller, place: Place) -> Result<String, Refusal> {
+        match self.at(&self.state(), who, place)? {
             At::Link(_) => Ok(Parts::of(place).object.to_string()),
             _ => Err(Refusal::invalid("invalid path: this is not a link")),
         }
@@ -354,16 +407,16 @@ impl Tree for Server {
 
     fn open(&self, who: &Caller, place: Place, how: OpenMode) -> Result<Opened, Refusal> {
         let state = self.state();
-        match self.at(&state, place)? {
+        match self.at(&state, who, place)? {
             At::Own(_, file) => {
                 if how.write {
-                    self.check_write(&state, who, file, None)?;
+                    self.check_write(&state, who, file, place)?;
                 }
                 self.open_file(&self.asked(&state, who, 0), place, file, how)
             }
-            At::File(file, object_id, object) => {
+            At::File(file, object_id, _) => {
                 if how.write {
-                    self.check_write(&state, who, file, object.as_ref())?;
+                    self.check_write(&state, who, file, place)?;
                 }
                 self.open_file(&self.asked(&state, who, object_id), place, file, how)
             }
@@ -388,15 +441,14 @@ impl Tree for Server {
 
     fn truncate(&self, who: &Caller, place: Place, _size: u64) -> Result<(), Refusal> {
         let state = self.state();
-        match self.at(&state, place)? {
-            At::Own(_, file) => self.check_write(&state, who, file, None),
-            At::File(file, _, object) => self.check_write(&state, who, file, object.as_ref()),
+        match self.at(&state, who, place)? {
+            At::Own(_, file) | At::File(file, ..) => self.check_write(&state, who, file, place),
             _ => Err(Refusal::new(Code::IsDirectory, "invalid truncation: this is a directory")),
         }
     }
 
     fn refuse_create(&self, who: &Caller, dir: Place, name: &str, what: Creation) -> Refusal {
-        let refusal = self.creation_refused(dir, name, what);
+        let refusal = self.creation_refused(who, dir, name, what);
         self.note_for(who, &refusal);
         refusal
     }

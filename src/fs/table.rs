@@ -55,7 +55,7 @@ pub(super) struct Maker {
     /// The right that it needs.
     pub(super) right: Operation,
     /// A line of attributes as a command.
-    pub(super) command: fn(&[crate::text::Attr]) -> Result<Command, Refusal>,
+    pub(super) command: fn(&State, &[crate::text::Attr]) -> Result<Command, Refusal>,
     /// What it takes, with defaults: what is read from it.
     pub(super) usage: fn(&State) -> String,
 }

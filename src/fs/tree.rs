@@ -18,8 +18,26 @@ impl Place {
     pub const ROOT: Place = Place(1);
 }
 
+/// What a front knows of who is at its other end; nothing that they say of themselves is among it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Credential {
+    /// The uid that the kernel reported.
+    Uid(u32),
+    /// A certificate that the cluster's authority has signed, and whose key they have.
+    Certificate {
+        /// The user that it was issued for.
+        name: String,
+        /// Its number, in hexadecimal.
+        serial: String,
+        /// When it was issued, milliseconds since the epoch.
+        issued_ms: u64,
+    },
+    /// Nothing.
+    Unknown,
+}
+
 /// Who is asking.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Caller {
     /// The uid that the kernel reported, if it did.
     pub uid: Option<u32>,
@@ -29,6 +47,8 @@ pub struct Caller {
     pub authenticated_by: &'static str,
     /// The front and its dialect: `fuse`, `9P2000.L`, ... for `/me` alone.
     pub dialect: &'static str,
+    /// Where they are, if that is not this machine: for `/me` alone.
+    pub from: String,
 }
 
 /// What kind of thing is at a place.
@@ -149,8 +169,13 @@ pub struct Opened {
 
 /// A tree, as the fronts see it.
 pub trait Tree: Send + Sync + 'static {
-    /// Who is the user with this uid on this node?
-    fn caller(&self, uid: Option<u32>, authenticated_by: &'static str, dialect: &'static str) -> Caller;
+    /// Who is this? Whoever is not to be let in is nobody.
+    fn caller(&self, credential: &Credential, authenticated_by: &'static str, dialect: &'static str) -> Caller;
+
+    /// May they come in at all? Asked before a session begins.
+    fn admit(&self, _credential: &Credential) -> Result<(), Refusal> {
+        Ok(())
+    }
 
     /// The place of `name` in `dir`. `..` is the parent; of the root, the root.
     fn walk(&self, who: &Caller, dir: Place, name: &str) -> Result<Place, Refusal>;

@@ -46,7 +46,7 @@ fn legal_name(text: &str) -> Result<String, Refusal> {
 }
 
 /// A line of `new`.
-pub(super) fn new(attrs: &[Attr]) -> Result<Command, Refusal> {
+pub(super) fn new(_state: &State, attrs: &[Attr]) -> Result<Command, Refusal> {
     let attributes = Attributes::new(attrs, ATTRIBUTES, "vms/new")?;
     let (default, name) = (VmSpec::default(), attributes.parsed("name", legal_name)?);
     let image = attributes

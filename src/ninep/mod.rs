@@ -1,4 +1,4 @@
-//! 9P: the messages of its three dialects, how they travel, and a client. Knows only `text`.
+//! 9P: the messages of its three dialects, how they travel, and a client. Knows `text`, and from `clock` what time it is, for certificates.
 //!
 //! - [`dialect`]: 9P2000, 9P2000.u, 9P2000.L
 //! - [`message`]: every message, as one table of requests and one of replies
@@ -8,6 +8,7 @@
 //! - [`print`]: messages as lines of text
 //! - [`linux`]: the numbers that .L takes from Linux: open flags, attribute masks, modes
 //! - [`client`]: a client
+//! - [`tls`], with [`identity`] and [`holder`]: who is who, by certificates
 //!
 //! Protocol: intro(5) of Plan 9's manual and the files beside it; for .u its draft by E. Van Hensbergen; for .L diod's `protocol.md` and Linux's `net/9p/client.c`.
 
@@ -15,10 +16,13 @@ pub mod client;
 pub mod dialect;
 pub mod field;
 pub mod frame;
+pub mod holder;
+pub mod identity;
 pub mod linux;
 pub mod message;
 pub mod print;
 pub mod stat;
+pub mod tls;
 
 pub use dialect::Dialect;
 pub use field::{Data, DirEntry, Extended, List, Malformed, NumericId, Qid};

@@ -5,6 +5,9 @@ use super::world::Fault;
 use blixard::engine::agent::Policy;
 use blixard::engine::hypervisor::Exit;
 use blixard::engine::state::{Actual, VmVerb};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 fn task_lines(bed: &Bed) -> Vec<String> {
     bed.status().into_iter().filter(|(key, _)| key == "task").map(|(_, line)| line).collect()
@@ -86,6 +89,28 @@ async fn an_actor_that_always_panics_is_given_up_and_its_vm_says_so() {
     }
     let seen = bed.vm(other);
     assert_eq!((seen.actual, seen.generation, seen.pid), (Actual::Running, 1, Some(pid)));
+}
+
+/// What is wanted while the last actor is about to fail was never tried: it is not taken for what failed.
+#[tokio::test(start_paused = true)]
+async fn a_verb_that_comes_as_the_last_actor_fails_is_done() {
+    let bed = Bed::new().await;
+    let vm = bed.new_vm(spec()).await;
+    bed.start(vm).await;
+    bed.becomes(vm, "ready", |vm| vm.guest_ready).await;
+    let met = Arc::new(AtomicUsize::new(0));
+    let count = met.clone();
+    bed.world.rule(move |_, name| match name {
+        "pause" if count.fetch_add(1, Ordering::Relaxed) < Policy::ACTOR.most => Some(Fault::Panic),
+        "pause" => Some(Fault::LatePanic(Duration::from_secs(5))),
+        _ => None,
+    });
+    bed.tell(vm, VmVerb::Pause).await.unwrap();
+    while met.load(Ordering::Relaxed) <= Policy::ACTOR.most {
+        pass(Duration::from_millis(10)).await;
+    }
+    bed.tell(vm, VmVerb::Kill).await.unwrap();
+    bed.is(vm, Actual::Stopped).await;
 }
 
 /// A start that was cut off by a panic is cleared up by whoever comes next, also if that is not to start anything.

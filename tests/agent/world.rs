@@ -21,6 +21,8 @@ pub enum Fault {
     Hang,
     /// It panics.
     Panic,
+    /// It takes so long, and panics.
+    LatePanic(Duration),
     /// It says that it is done, and nothing has happened.
     Lie,
     /// It takes so long.
@@ -38,6 +40,7 @@ struct Shared {
     calls: Vec<String>,
     taps: BTreeSet<u64>,
     cgroups: BTreeSet<u64>,
+    bridges: BTreeSet<u64>,
     disks: BTreeSet<PathBuf>,
     launches: BTreeMap<(u64, u64), usize>,
     wrong: Vec<String>,
@@ -99,6 +102,11 @@ impl World {
         self.simulated.machines().into_iter().filter(|dir| dir.parent().and_then(number) == Some(vm)).collect()
     }
 
+    /// The pools that have a bridge.
+    pub fn bridges(&self) -> BTreeSet<u64> {
+        self.shared().bridges.clone()
+    }
+
     /// How many machines were launched for the VM.
     pub fn launches(&self, vm: u64) -> usize {
         self.shared().launches.iter().filter(|((of, _), _)| *of == vm).map(|(_, count)| count).sum()
@@ -148,6 +156,10 @@ impl World {
             }
             Some(Fault::Hang) => std::future::pending().await,
             Some(Fault::Panic) => panic!("injected into {name}"),
+            Some(Fault::LatePanic(time)) => {
+                tokio::time::sleep(time).await;
+                panic!("injected into {name}, late")
+            }
             Some(Fault::Lie) => Ok(lie),
             Some(Fault::Slow(time)) => {
                 tokio::time::sleep(time).await;
@@ -222,10 +234,11 @@ impl Cgroups for World {
 
 #[async_trait]
 impl Net for World {
-    async fn make_tap(&self, vm: u64, _network: &Network, _uid: Option<u32>) -> Result<Option<String>, HostError> {
+    async fn make_tap(&self, vm: u64, network: &Network, _uid: Option<u32>) -> Result<Option<String>, HostError> {
         let name = Some(format!("tap{vm}"));
         let made = name.clone();
         self.call("make tap", HostError, name, async {
+            self.shared().bridges.insert(network.pool);
             self.shared().taps.insert(vm);
             Ok(made)
         })
@@ -240,6 +253,13 @@ impl Net for World {
     }
     async fn taps(&self) -> Result<Vec<u64>, HostError> {
         Ok(self.shared().taps.iter().copied().collect())
+    }
+    async fn remove_bridge(&self, pool: u64) -> Result<(), HostError> {
+        self.call("remove bridge", HostError, (), async {
+            self.shared().bridges.remove(&pool);
+            Ok(())
+        })
+        .await
     }
     async fn remove_idle_bridges(&self) -> Result<(), HostError> {
         Ok(())
@@ -283,8 +303,8 @@ impl Hypervisor for World {
     fn console_log(&self, run_dir: &Path) -> std::io::Result<Vec<u8>> {
         self.simulated.console_log(run_dir)
     }
-    async fn probe(&self) -> Capabilities {
-        self.simulated.probe().await
+    async fn probe(&self, run_as: Option<(u32, u32)>) -> Capabilities {
+        self.simulated.probe(run_as).await
     }
 
     async fn launch(&self, machine: &Machine, spawned: Spawned<'_>) -> Result<Arc<dyn Instance>, HypervisorError> {
@@ -295,7 +315,7 @@ impl Hypervisor for World {
                 Some(Fault::Lie) => Ok(()),
                 Some(Fault::Before | Fault::Hang) => Err(std::io::Error::other("injected")),
                 Some(Fault::After) => spawned(record).and_then(|()| Err(std::io::Error::other("injected"))),
-                Some(Fault::Panic) => panic!("injected into the record of the process"),
+                Some(Fault::Panic | Fault::LatePanic(_)) => panic!("injected into the record of the process"),
                 Some(Fault::Slow(_) | Fault::SlowAnswer(_)) | None => spawned(record),
             }
         };
@@ -310,7 +330,7 @@ impl Hypervisor for World {
         adopted.map(|inner| self.instance(inner)).ok_or(HypervisorError::Gone)
     }
 
-    async fn orphans(&self, vms_dir: &Path, known: &[PathBuf]) -> Vec<(Record, PathBuf)> {
+    async fn orphans(&self, vms_dir: &Path, known: &[PathBuf]) -> Result<Vec<(Record, PathBuf)>, HypervisorError> {
         self.simulated.orphans(vms_dir, known).await
     }
 }
@@ -344,6 +364,9 @@ impl Instance for Faulty {
         let lie = Exit::Crashed("it says so; start it".to_owned());
         let exited = self.world.call("exited", failed, lie, async { Ok(self.inner.exited().await) }).await;
         exited.unwrap_or(Exit::Killed)
+    }
+    async fn discard(&self) {
+        self.inner.discard().await;
     }
     async fn guest_ready(&self) -> Result<(), HypervisorError> {
         self.world.call("guest ready", failed, (), self.inner.guest_ready()).await

@@ -1,6 +1,6 @@
 //! Where the server listens: taking over, refusing, cleaning up.
 
-use super::raw::{PATIENCE, Running, until};
+use super::raw::{Running, until};
 use super::toy::Toy;
 use blixard::fs::ninep::limits::FIRST_MESSAGE_WITHIN;
 use blixard::fs::ninep::{ListenError, Options, Server};
@@ -8,8 +8,7 @@ use blixard::ninep::client::Client;
 use blixard::text::Dial;
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use tokio::io::AsyncReadExt;
 use tokio_util::sync::CancellationToken;
@@ -57,9 +56,10 @@ async fn what_is_no_socket_is_left_alone() {
 
 #[tokio::test]
 async fn tcp_is_for_loopback_alone() {
-    for dial in ["tcp!0.0.0.0!0", "tcp!::!0", "tcp!192.0.2.1!0"] {
+    for dial in ["tcp!0.0.0.0!0", "tcp!::!0", "tcp!192.0.2.1!0", "tcp!*!0"] {
         let said = refused(bind(dial).await);
         assert!(said.starts_with("not permitted:") && said.contains("loopback only"), "{said}");
+        assert!(said.contains("tls!") && said.contains("--insecure-listen"), "{said}");
     }
     let server = bind("tcp!127.0.0.1!0").await.unwrap();
     let dial = server.dials().unwrap().remove(0);
@@ -98,8 +98,9 @@ async fn who_says_nothing_is_sent_away() {
 }
 
 #[test]
-fn connections_are_limited() {
+fn connections_are_limited_for_each_user_and_in_all() {
     use blixard::fs::ninep::limits::CONNECTIONS_MAX;
+    use blixard::fs::sessions::CONNECTIONS_PER_USER_MAX;
     // A descriptor for each end, in this one process.
     let (soft, hard) = limits_of_descriptors();
     let needed = 2 * CONNECTIONS_MAX as u64 + 100;
@@ -108,24 +109,36 @@ fn connections_are_limited() {
         return;
     }
     set_soft_limit(soft.max(needed), hard);
-    let running = Running::start();
-    let all: Vec<UnixStream> = (0..CONNECTIONS_MAX).map(|_| connect(&running.socket)).collect();
-    until("one more is sent away", || {
-        let mut one_more = connect(&running.socket);
-        one_more.set_read_timeout(Some(PATIENCE)).unwrap();
-        // Nothing is said to it: it is closed at once, where others wait for a version.
-        let _ = one_more.write_all(b"\x13\0\0\0\x64\xff\xff\0\x20\0\0\x06\x009P2000");
-        matches!(one_more.read(&mut [0; 1]), Ok(0) | Err(_))
+    // Over TCP nobody is believed: whoever comes there is another user than who comes by the socket.
+    let running = Running::start_for_guests(None);
+    let mut all: Vec<_> = (0..CONNECTIONS_PER_USER_MAX).map(|_| running.session_with(8192)).collect();
+    assert!(is_sent_away(&mut running.connect().stream), "one more of the same user");
+    let mut others: Vec<_> = (CONNECTIONS_PER_USER_MAX..CONNECTIONS_MAX).map(|_| running.connect_tcp()).collect();
+    others.iter_mut().for_each(|raw| raw.greet(8192));
+    all.pop();
+    until("a place is free again", || {
+        let mut raw = running.connect();
+        raw.stream.write_all(VERSION).is_ok() && raw.try_receive().is_ok() && {
+            all.push(raw);
+            true
+        }
     });
-    drop(all);
+    until("one more is sent away", || is_sent_away(&mut running.connect_tcp().stream));
+    drop((all, others));
     until("there is room again", || {
         let mut raw = running.connect();
-        raw.stream.write_all(b"\x13\0\0\0\x64\xff\xff\0\x20\0\0\x06\x009P2000").is_ok() && raw.try_receive().is_ok()
+        raw.stream.write_all(VERSION).is_ok() && raw.try_receive().is_ok()
     });
 }
 
-fn connect(path: &Path) -> UnixStream {
-    UnixStream::connect(path).unwrap()
+/// A Tversion.
+const VERSION: &[u8] = b"\x15\0\0\0\x64\xff\xff\0\x20\0\0\x08\x009P2000.L";
+
+/// Nothing is said to it: it is closed at once, where others wait for a version.
+fn is_sent_away(stream: &mut (impl Read + Write)) -> bool {
+    // It may be closed already.
+    let _ = stream.write_all(VERSION);
+    matches!(stream.read(&mut [0; 1]), Ok(0) | Err(_))
 }
 
 fn limits_of_descriptors() -> (u64, Option<u64>) {

@@ -207,6 +207,7 @@ fn a_directory_is_read_from_the_start_or_on_from_the_last_read() {
             raw.fails(&Request::Read { fid: 1, offset, count: 300 }, EINVAL);
         }
         // Neither a refusal, nor a read of nothing, moves it.
+        assert!(raw.does(&Request::Read { fid: 1, offset: length, count: 0 }).data().is_empty());
         assert_eq!(read(raw, 0), first);
         raw.fails(&Request::Read { fid: 1, offset: length, count: 10 }, EINVAL);
         let second = read(raw, length);

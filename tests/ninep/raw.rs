@@ -46,7 +46,7 @@ impl Running {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
             runtime.block_on(async move {
                 let dials = [Dial::Unix(path), "tcp!127.0.0.1!0".parse().unwrap()];
-                let server = Server::bind(tree, &dials, Options { guests_uids }).await.unwrap();
+                let server = Server::bind(tree, &dials, Options { guests_uids, ..Options::default() }).await.unwrap();
                 said.send(server.dials().unwrap()).unwrap();
                 server.serve(token).await;
             });
@@ -62,7 +62,7 @@ impl Running {
     pub fn port(&self) -> u16 {
         match &self.tcp {
             Dial::Tcp { port, .. } => *port,
-            Dial::Unix(_) => unreachable!(),
+            Dial::Tls { .. } | Dial::Unix(_) => unreachable!(),
         }
     }
 

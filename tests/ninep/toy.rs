@@ -12,7 +12,9 @@
 //!     /link -> dir            a symbolic link
 //!     /many/0 .. /many/4999   a long directory
 
-use blixard::fs::tree::{Answer, Caller, Creation, DirEntry, Handle, Kind, OpenMode, Opened, Place, Stat, Tree, gone};
+use blixard::fs::tree::{
+    Answer, Caller, Creation, Credential, DirEntry, Handle, Kind, OpenMode, Opened, Place, Stat, Tree, gone,
+};
 use blixard::text::{Code, Refusal};
 use bytes::Bytes;
 use futures::FutureExt;
@@ -119,8 +121,13 @@ fn target(place: Place) -> &'static str {
 }
 
 impl Tree for Toy {
-    fn caller(&self, uid: Option<u32>, authenticated_by: &'static str, dialect: &'static str) -> Caller {
-        Caller { uid, user: uid.map_or("none".into(), |uid| format!("u{uid}")), authenticated_by, dialect }
+    fn caller(&self, credential: &Credential, authenticated_by: &'static str, dialect: &'static str) -> Caller {
+        let (uid, user) = match credential {
+            Credential::Uid(uid) => (Some(*uid), format!("u{uid}")),
+            Credential::Certificate { name, .. } => (None, name.clone()),
+            Credential::Unknown => (None, "none".to_owned()),
+        };
+        Caller { uid, user, authenticated_by, dialect, from: String::new() }
     }
 
     fn walk(&self, _: &Caller, dir: Place, name: &str) -> Result<Place, Refusal> {

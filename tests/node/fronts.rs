@@ -15,8 +15,9 @@ use std::process::{Command, Stdio};
 /// A path relative to the mount, and what stat says of it; links are not followed.
 pub type Found = (PathBuf, Metadata);
 
-/// What tells of the moment, of who asks, or of what was asked before.
+/// What tells of the moment, of who asks, or of what was asked before; and, of a node, of who asks anything.
 const CHANGING: &[&str] = &["clock", "me", "err", "log", "sync"];
+const CHANGING_OF_A_NODE: &str = "sessions";
 
 /// One of everything: a VM that runs, one that never did, one that was deleted, a pool, users.
 pub fn furnished() -> Node {
@@ -61,7 +62,7 @@ fn files(found: Vec<Found>) -> impl Iterator<Item = Found> {
 }
 
 pub fn changes(path: &Path) -> bool {
-    CHANGING.iter().any(|name| path == Path::new(name))
+    CHANGING.iter().any(|name| path == Path::new(name)) || path.ends_with(CHANGING_OF_A_NODE)
 }
 
 fn ninep(node: &Node) -> NineP {
@@ -254,7 +255,7 @@ fn every_line_has_the_shape_that_the_rules_give_it() {
         checked += 1;
         match path.file_name().and_then(OsStr::to_str).unwrap() {
             "status" | "version" | "clock" | "me" => check_key_values(&path, &text),
-            "list" | "leases" => check_table(&path, &text),
+            "list" | "leases" | "sessions" => check_table(&path, &text),
             "events" => check_stream(&path, &text),
             "log" if path == Path::new("log") => check_stream(&path, &text),
             "json" => drop(serde_json::from_str::<serde_json::Value>(&text).unwrap()),

@@ -51,6 +51,29 @@ fn eight_at_once_and_nothing_left() {
 }
 
 #[test]
+fn a_disk_keeps_what_was_written_to_it() {
+    let node = Node::qemu();
+    let id = node.new_vm("image=tiny memory=128M disk=64M").unwrap();
+    let start = || {
+        node.write(&format!("vms/{id}/ctl"), "start\n").unwrap();
+        assert_eq!(node.wait(id), "running");
+        let generation = node.value(&format!("vms/{id}/status"), "generation").unwrap();
+        node.wait_line(&format!("vms/{id}/events"), &format!("guest ready generation {generation}"));
+    };
+    let stop = || {
+        node.write(&format!("vms/{id}/ctl"), "stop\n").unwrap();
+        assert_eq!(node.wait(id), "stopped");
+    };
+    start();
+    node.type_at_console(id, "echo kept-over-a-stop >/dev/vda; sync; echo wrote-$((40 + 2))", "wrote-42");
+    stop();
+    start();
+    node.type_at_console(id, "head -c 16 /dev/vda; echo; echo read-$((40 + 2))", "kept-over-a-stop");
+    stop();
+    node.delete(id);
+}
+
+#[test]
 fn a_stop_in_the_middle_of_a_boot_is_heard() {
     let node = Node::qemu();
     // Its grace is longer than this test's patience.

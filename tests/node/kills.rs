@@ -48,6 +48,8 @@ struct Known {
 /// One client: plays with the VM `name` until the node dies.
 struct Client {
     name: String,
+    /// Once its VM runs, it asks for nothing that would disturb it.
+    gentle: bool,
     mount: PathBuf,
     known: Known,
     random: Random,
@@ -83,6 +85,7 @@ impl Client {
             let op = match (self.known.id, self.random.below(8)) {
                 (None, _) => Op::Create,
                 (Some(_), 0..=3) => Op::Start,
+                (Some(_), 4..=6) if self.gentle => Op::Start,
                 (Some(_), 4) => Op::Stop,
                 (Some(_), 5) => Op::Kill,
                 (Some(_), 6) => Op::Delete,
@@ -100,6 +103,14 @@ impl Client {
             }
             self.known.pending = None;
         }
+    }
+
+    /// Has its VM run, before anybody is killed.
+    fn begin(&mut self) {
+        self.act(Op::Create).unwrap();
+        self.act(Op::Start).unwrap();
+        self.settle(self.known.id.unwrap()).unwrap();
+        assert!(self.known.settled.is_some(), "{} does not run", self.name);
     }
 
     fn settle(&mut self, id: u64) -> std::io::Result<()> {
@@ -174,11 +185,13 @@ fn check_acknowledged(node: &Node, client: &mut Client) {
     known.desired = allowed.into_iter().find(|a| *a == desired);
 }
 
-/// Once all has settled: the tree, the processes and the leases say the same.
-fn check_agreement(node: &Node, clients: &[Client]) {
+/// Once all has settled: the tree, the processes and the leases say the same. Gives how many guests ran before and were not disturbed;
+/// those that run now are watched from here on.
+fn check_agreement(node: &Node, clients: &mut [Client]) -> u32 {
+    let mut undisturbed = 0;
     let mut running = BTreeSet::new();
     let ids: BTreeSet<u64> = clients.iter().filter_map(|c| c.known.id).collect();
-    for client in clients {
+    for client in clients.iter_mut() {
         for gone in &client.known.deleted {
             node.wait_gone(*gone);
         }
@@ -192,14 +205,12 @@ fn check_agreement(node: &Node, clients: &[Client]) {
             running.insert(id);
         }
         let status = node.read(&format!("vms/{id}/status"));
+        let now = (value(&status, "pid"), value(&status, "generation"));
         if let Some(settled) = &client.known.settled {
-            assert_eq!(
-                *settled,
-                (value(&status, "pid"), value(&status, "generation")),
-                "{} was disturbed",
-                client.name
-            );
+            assert_eq!(*settled, now, "{} was disturbed", client.name);
+            undisturbed += 1;
         }
+        client.known.settled = (state == "running").then_some(now);
     }
     let machines = node.machines();
     let by_vm: BTreeMap<u64, u32> = machines.iter().map(|(pid, vm)| (*vm, *pid)).collect();
@@ -211,6 +222,19 @@ fn check_agreement(node: &Node, clients: &[Client]) {
         .filter_map(|l| l.split_whitespace().find_map(|w| w.strip_prefix("vms/")?.parse().ok()))
         .collect();
     assert_eq!(held, ids, "leases and tree differ:\n{leases}");
+    undisturbed
+}
+
+/// Kills the node again while it starts, at a moment within the time that its last start took. Was that before it was ready?
+fn kill_a_start(node: &mut Node, random: &mut Random, start_took: Duration) -> bool {
+    let moment = Duration::from_millis(random.below(u64::try_from(start_took.as_millis()).unwrap().max(1)));
+    let mut child = node.spawn();
+    std::thread::sleep(moment);
+    child.kill().unwrap();
+    let mut said = String::new();
+    std::io::Read::read_to_string(child.stdout.as_mut().unwrap(), &mut said).unwrap();
+    child.wait().unwrap();
+    !said.starts_with("ready")
 }
 
 /// Kills the node `times` times under load and checks everything after each restart.
@@ -222,12 +246,19 @@ fn kill_at_random_moments(times: u32) {
     let mut clients: Vec<Client> = (0..4)
         .map(|i| Client {
             name: format!("k{i}"),
+            gentle: i == 0,
             mount: node.mount(),
             known: Known::default(),
             random: Random(seed ^ (i + 1)),
         })
         .collect();
+    clients[0].begin();
+    let (mut undisturbed, mut early) = (0, 0);
+    let mut start_took = Duration::from_secs(1);
     for round in 0..times {
+        for client in &mut clients[1..] {
+            client.gentle = random.below(2) == 0;
+        }
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
             for client in &mut clients {
@@ -239,12 +270,20 @@ fn kill_at_random_moments(times: u32) {
             node.kill();
             stop.store(true, Ordering::Relaxed);
         });
+        if round % 2 == 1 {
+            early += u32::from(kill_a_start(&mut node, &mut random, start_took));
+        }
+        let begun = std::time::Instant::now();
         node.start();
+        start_took = begun.elapsed();
         for client in &mut clients {
             check_acknowledged(&node, client);
         }
-        check_agreement(&node, &clients);
-        println!("round {round}: {:?}", clients.iter().map(|c| c.known.acknowledged).collect::<Vec<_>>());
+        undisturbed += check_agreement(&node, &mut clients);
+        println!(
+            "round {round}: {undisturbed} undisturbed so far, {early} starts killed, acknowledged {:?}",
+            clients.iter().map(|c| c.known.acknowledged).collect::<Vec<_>>()
+        );
     }
     for id in clients.iter().filter_map(|c| c.known.id) {
         node.write(&format!("vms/{id}/ctl"), "kill\n").unwrap();
@@ -254,6 +293,8 @@ fn kill_at_random_moments(times: u32) {
     node.stop();
     assert_eq!((node.machines(), node.host_objects()), (Vec::new(), Vec::new()), "left behind");
     let acknowledged: u64 = clients.iter().map(|c| c.known.acknowledged).sum();
+    assert!(undisturbed >= times, "only {undisturbed} running guests were watched through {times} kills");
+    assert!(times < 10 || early > 0, "no start was killed before it was ready");
     assert!(acknowledged > u64::from(times), "only {acknowledged} commands were acknowledged: that proves nothing");
 }
 

@@ -11,8 +11,12 @@ mod guest;
 mod images;
 mod kills;
 mod linux;
+mod secure;
+mod starts;
 mod support;
 #[path = "../table/mod.rs"]
 mod table;
 mod tables;
+mod tls;
 mod transcripts;
+mod users;

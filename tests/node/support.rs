@@ -27,11 +27,30 @@ impl Node {
 
     /// Starts a node with these further arguments.
     pub fn with(arguments: &[&str]) -> Node {
+        let mut node = Node::unstarted(arguments);
+        node.start();
+        node
+    }
+
+    /// Starts a node with what `prepare` says once it has been told the folder, in which `data` is to be the node's data.
+    pub fn prepared(prepare: impl FnOnce(&Path) -> Vec<String>) -> Node {
         let folder = tempfile::Builder::new().prefix("n").tempdir().unwrap();
-        let arguments = arguments.iter().map(|a| (*a).to_owned()).collect();
+        let arguments = prepare(folder.path());
         let mut node = Node { folder, arguments, process: None };
         node.start();
         node
+    }
+
+    /// A node that is to be started with these further arguments.
+    pub fn unstarted(arguments: &[&str]) -> Node {
+        let folder = tempfile::Builder::new().prefix("n").tempdir().unwrap();
+        let arguments = arguments.iter().map(|a| (*a).to_owned()).collect();
+        Node { folder, arguments, process: None }
+    }
+
+    /// The folder with everything of the node.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// The data folder.
@@ -57,19 +76,24 @@ impl Node {
     /// Starts the daemon and waits until the tree is there.
     pub fn start(&mut self) {
         assert!(self.process.is_none());
+        let mut child = self.spawn();
+        let mut said = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut said).unwrap();
+        self.process = Some(child);
+        assert!(said.starts_with("ready"), "the node did not start; its trace:\n{}", self.trace_text());
+    }
+
+    /// Starts the daemon and waits for nothing; whoever calls this ends it.
+    pub fn spawn(&self) -> Child {
         let trace = std::fs::File::options().create(true).append(true).open(self.trace()).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_blixard"))
+        Command::new(env!("CARGO_BIN_EXE_blixard"))
             .args(["serve", "--data", self.data().to_str().unwrap(), "--mount", self.mount().to_str().unwrap()])
             .args(&self.arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(trace)
             .spawn()
-            .unwrap();
-        let mut said = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut said).unwrap();
-        self.process = Some(child);
-        assert!(said.starts_with("ready"), "the node did not start; its trace:\n{}", self.trace_text());
+            .unwrap()
     }
 
     /// SIGKILL, as when the machine's memory runs out.
@@ -185,6 +209,27 @@ impl Node {
         }
     }
 
+    /// Types a line at the console of a machine, and waits until it has printed `until`.
+    pub fn type_at_console(&self, id: u64, line: &str, until: &str) {
+        let console = self.mount().join(format!("vms/{id}/console"));
+        let mut console = std::fs::File::options().read(true).write(true).open(console).unwrap();
+        console.write_all(format!("{line}\n").as_bytes()).unwrap();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let until_text = until.to_owned();
+        std::thread::spawn(move || {
+            let (mut seen, mut part) = (Vec::new(), [0; 4096]);
+            while !String::from_utf8_lossy(&seen).contains(&until_text) {
+                match console.read(&mut part) {
+                    Ok(length @ 1..) => seen.extend_from_slice(&part[..length]),
+                    _ => return,
+                }
+            }
+            let _ = sender.send(());
+        });
+        let seen = receiver.recv_timeout(Duration::from_secs(PATIENCE_S));
+        assert!(seen.is_ok(), "the console has no {until:?}; log:\n{}", self.read(&format!("vms/{id}/log")));
+    }
+
     /// The machines' processes of this node: (pid, VM number), found by the folder in their command line.
     pub fn machines(&self) -> Vec<(u32, u64)> {
         let below = format!("{}/vms/", self.data().display());
@@ -221,6 +266,11 @@ impl Node {
 
     /// Runs a shell line with the tree as working folder and `blixard` on the path.
     pub fn shell(&self, shell: &str, line: &str) -> std::process::Output {
+        self.shell_with(shell, line, &[])
+    }
+
+    /// The same, with these variables.
+    pub fn shell_with(&self, shell: &str, line: &str, variables: &[(&str, &str)]) -> std::process::Output {
         let binary = Path::new(env!("CARGO_BIN_EXE_blixard")).parent().unwrap();
         let path = format!("{}:{}", binary.display(), std::env::var("PATH").unwrap());
         Command::new(shell)
@@ -228,6 +278,7 @@ impl Node {
             .current_dir(self.mount())
             .env("PATH", path)
             .env("BLIXARD", self.dial())
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .output()
             .unwrap()

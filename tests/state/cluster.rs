@@ -43,6 +43,7 @@ pub fn node_up(host_boot: &str) -> Command {
         hypervisor: "simulated".to_owned(),
         memory_bytes: NODE_MEMORY_BYTES,
         cpus: 4,
+        vcpus_max: None,
     }
 }
 

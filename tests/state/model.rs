@@ -2,9 +2,9 @@
 
 use super::cluster::{BEGIN_MS, NODE_MEMORY_BYTES};
 use super::table::{Cells, sections};
-use blixard::engine::state::{By, Command, Reply, Restart, Role, VmReport, VmSpec, VmVerb};
+use blixard::engine::state::{By, Command, Reply, Restart, Role, VmId, VmReport, VmSpec, VmVerb};
 use blixard::text::name::RESERVED;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
 
@@ -40,6 +40,9 @@ pub struct Model {
     table: Rc<BTreeMap<String, Cells>>,
     now_ms: u64,
     users: HashMap<String, (Role, Option<u32>)>,
+    /// The VMs that users are confined to, of those who are.
+    pub within: HashMap<String, Vec<u64>>,
+    pub revoked: HashMap<String, Vec<String>>,
     images: HashMap<String, String>,
     pools: HashMap<String, ModelPool>,
     pub vms: HashMap<u64, ModelVm>,
@@ -67,6 +70,8 @@ impl Model {
             table: Rc::new(sections()),
             now_ms: BEGIN_MS,
             users: users.into_iter().map(|(name, role, uid)| (name.to_owned(), (role, Some(uid)))).collect(),
+            within: HashMap::new(),
+            revoked: HashMap::new(),
             images: HashMap::from([("tiny".to_owned(), "0".repeat(64))]),
             pools: HashMap::from([("default".to_owned(), pool([10, 42, 0, 0], 65_534))]),
             vms: HashMap::new(),
@@ -120,7 +125,8 @@ impl Model {
     }
 
     fn need(&self, by: &By, role: Role) -> Result<(), &'static str> {
-        if self.role(by) >= Some(role) { Ok(()) } else { Err("EACCES") }
+        let confined = self.within.contains_key(&Self::name_of(by));
+        if self.role(by) >= Some(role) && !confined { Ok(()) } else { Err("EACCES") }
     }
 
     fn number(&mut self, kind: &'static str) -> Reply {
@@ -181,32 +187,97 @@ impl Model {
                 self.pools.remove(name);
                 Ok(Reply::Done)
             }
-            Command::UserSet { name, role, uid } => self.user_set(by, name, *role, *uid),
+            Command::UserSet { name, role, uid } => {
+                self.need(by, Role::Admin)?;
+                self.user_set(name, *role, *uid)
+            }
             Command::UserNew { name, role, uid } => {
                 self.need(by, Role::Admin)?;
                 match self.users.contains_key(name) {
                     true => Err("EEXIST"),
-                    false => self.user_set(by, name, *role, *uid),
+                    false => self.user_set(name, *role, *uid),
                 }
+            }
+            Command::UserNewWithin { name, role, uid, within } => {
+                self.user_confined(by, name, (*role, *uid), within, true)
+            }
+            Command::UserSetWithin { name, role, uid, within } => {
+                self.user_confined(by, name, (*role, *uid), within, false)
+            }
+            Command::UserDelete { name } => {
+                self.need(by, Role::Admin)?;
+                let (role, _) = *self.users.get(name).ok_or("ENOENT")?;
+                if role == Role::Admin && self.admins() == 1 {
+                    return Err("EBUSY");
+                }
+                self.users.remove(name);
+                self.within.remove(name);
+                self.revoked.remove(name);
+                Ok(Reply::Done)
+            }
+            Command::CertificateRevoke { name, serial } => {
+                self.need(by, Role::Admin)?;
+                self.users.get(name).ok_or("ENOENT")?;
+                let revoked = self.revoked.entry(name.clone()).or_default();
+                if revoked.contains(serial) {
+                    return Ok(Reply::Unchanged);
+                }
+                revoked.push(serial.clone());
+                Ok(Reply::Done)
             }
         }
     }
 
-    fn user_set(&mut self, by: &By, name: &str, role: Role, uid: Option<u32>) -> Answer {
-        self.need(by, Role::Admin)?;
+    fn user_set(&mut self, name: &str, role: Role, uid: Option<u32>) -> Answer {
         if uid.is_some() && self.users.iter().any(|(other, (_, theirs))| other != name && *theirs == uid) {
             return Err("EEXIST");
         }
         let known = self.users.get(name).copied();
-        let admins = self.users.values().filter(|(role, _)| *role == Role::Admin).count();
         if known == Some((role, uid)) {
             return Ok(Reply::Unchanged);
         }
-        if known.is_some_and(|(before, _)| before == Role::Admin) && role != Role::Admin && admins == 1 {
+        if known.is_some_and(|(before, _)| before == Role::Admin) && role != Role::Admin && self.admins() == 1 {
             return Err("EBUSY");
+        }
+        if role == Role::Admin && self.within.contains_key(name) {
+            return Err("EINVAL");
         }
         self.users.insert(name.to_owned(), (role, uid));
         Ok(if known.is_some() { Reply::Done } else { self.number("user") })
+    }
+
+    fn admins(&self) -> usize {
+        self.users.values().filter(|(role, _)| *role == Role::Admin).count()
+    }
+
+    fn user_confined(
+        &mut self,
+        by: &By,
+        name: &str,
+        (role, uid): (Role, Option<u32>),
+        within: &[VmId],
+        is_new: bool,
+    ) -> Answer {
+        self.need(by, Role::Admin)?;
+        let within: BTreeSet<u64> = within.iter().map(|id| id.0).collect();
+        if !within.iter().all(|id| self.vms.contains_key(id)) {
+            return Err("ENOENT");
+        }
+        if role == Role::Admin && !within.is_empty() {
+            return Err("EINVAL");
+        }
+        if is_new && self.users.contains_key(name) {
+            return Err("EEXIST");
+        }
+        let before = self.within.remove(name).unwrap_or_default();
+        let within: Vec<u64> = within.into_iter().collect();
+        if !within.is_empty() {
+            self.within.insert(name.to_owned(), within.clone());
+        }
+        match self.user_set(name, role, uid)? {
+            Reply::Unchanged if before != within => Ok(Reply::Done),
+            reply => Ok(reply),
+        }
     }
 
     fn node_up(&mut self, boot: &str, memory_bytes: u64) -> Reply {
@@ -300,6 +371,9 @@ impl Model {
         let mut vm = self.vms.get(&id).cloned().ok_or("ENOENT")?;
         let role = self.role(by);
         if !(role == Some(Role::Admin) || role == Some(Role::Operator) && vm.owner == Self::name_of(by)) {
+            return Err("EACCES");
+        }
+        if self.within.get(&Self::name_of(by)).is_some_and(|within| !within.contains(&id)) {
             return Err("EACCES");
         }
         if version.is_some_and(|version| version != vm.version) {

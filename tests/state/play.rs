@@ -44,7 +44,7 @@ pub fn play(steps: &[Step]) -> Cluster {
         assert_eq!(seen(&cluster), vms, "after {:?}: {}", step.by, shown.join("; "));
         let leases: usize = cluster.state.ipam().pools().map(|pool| pool.leases().len()).sum();
         assert_eq!(leases, vms.len());
-        assert_eq!(cluster.state.memory_promised(NODE), vms.iter().map(|(_, vm)| vm.promised_bytes).sum::<u64>());
+        assert_eq!(cluster.state.promised(NODE).bytes, vms.iter().map(|(_, vm)| vm.promised_bytes).sum::<u64>());
     }
     cluster
 }

@@ -100,7 +100,7 @@ fn what_is_no_state_or_entry_is_not_taken_for_one() {
     let mut other = state.clone();
     other[0] = 9;
     let error = State::decode(&other).unwrap_err();
-    assert_eq!(error.to_string(), "it has format 9, and this blixard knows format 1");
+    assert_eq!(error.to_string(), "it has format 9, and this blixard knows format 2");
     for cut in 1..state.len() {
         assert!(State::decode(&state[..cut]).is_err(), "cut at {cut}");
     }

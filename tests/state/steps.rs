@@ -181,9 +181,17 @@ fn of_user() -> impl Strategy<Value = Act> {
     let pool =
         Command::PoolNew { name: lab(), network: "10.9.0.0/29".parse().unwrap(), gateway: None, reserved: vec![] };
     let user = (select(vec!["ann", "bob", "zoe", "zoe", "root"]), select(Role::ALL), proptest::option::of(0_u32..4));
-    let user = (user, any::<bool>()).prop_map(|((name, role, uid), new)| match new {
-        true => Command::UserNew { name: name.to_owned(), role, uid },
-        false => Command::UserSet { name: name.to_owned(), role, uid },
+    let within = proptest::collection::vec((1_u64..4).prop_map(VmId), 0..3);
+    let user = (user, within, 0..8).prop_map(|((name, role, uid), within, what)| {
+        let name = name.to_owned();
+        match what {
+            0 | 1 => Command::UserNew { name, role, uid },
+            2 | 3 => Command::UserSet { name, role, uid },
+            4 => Command::UserNewWithin { name, role, uid, within },
+            5 => Command::UserSetWithin { name, role, uid, within },
+            6 => Command::UserDelete { name },
+            _ => Command::CertificateRevoke { name, serial: format!("{:x}", within.len()) },
+        }
     });
     prop_oneof![
         8 => new.prop_map(Act::Is),
@@ -191,7 +199,7 @@ fn of_user() -> impl Strategy<Value = Act> {
         1 => Just(Act::Is(pool)),
         1 => Just(Act::Is(Command::PoolDelete { name: lab() })),
         1 => image_name().prop_map(|name| Act::Is(Command::ImageForget { name })),
-        1 => user.prop_map(Act::Is),
+        2 => user.prop_map(Act::Is),
     ]
 }
 
@@ -210,8 +218,8 @@ fn of_agent() -> impl Strategy<Value = Act> {
     ];
     let off = prop_oneof![12 => Just(0_i8), 1 => Just(-1), 1 => Just(1)];
     let node = (select(vec!["boot-1", "boot-1", "boot-2"]), 1_u64..3).prop_map(|(boot, factor)| match node_up(boot) {
-        Command::NodeUp { host_boot, hypervisor, cpus, .. } => {
-            Command::NodeUp { host_boot, hypervisor, memory_bytes: NODE_MEMORY_BYTES / factor, cpus }
+        Command::NodeUp { host_boot, hypervisor, cpus, vcpus_max, .. } => {
+            Command::NodeUp { host_boot, hypervisor, memory_bytes: NODE_MEMORY_BYTES / factor, cpus, vcpus_max }
         }
         other => other,
     });

@@ -94,7 +94,7 @@ fn memory_is_promised_to_what_may_run_and_no_more_than_there_is() {
     assert_eq!(cluster.verb(second, VmVerb::Start).unwrap_err().code, Code::NoSpace, "it is not gone yet");
     cluster.report(first, VmReport::Ended).unwrap();
     cluster.verb(second, VmVerb::Start).unwrap();
-    assert_eq!(cluster.state.memory_promised(super::cluster::NODE), big().memory_bytes);
+    assert_eq!(cluster.state.promised(super::cluster::NODE).bytes, big().memory_bytes);
     // Where nobody is there to refuse, no room is a failure that is tried again.
     cluster.report(second, VmReport::Started { pid: 1 }).unwrap();
     cluster
@@ -104,6 +104,30 @@ fn memory_is_promised_to_what_may_run_and_no_more_than_there_is() {
     let vm = cluster.is(second);
     assert_eq!((vm.actual, vm.generation, vm.retry_at_ms.is_some()), (Actual::Failed, 1, true));
     assert!(vm.error.as_ref().unwrap().contains("no capacity"));
+}
+
+#[test]
+fn virtual_cpus_are_promised_where_they_are_limited() {
+    let mut cluster = Cluster::new();
+    let limit = |most| match node_up("boot-1") {
+        Command::NodeUp { host_boot, hypervisor, memory_bytes, cpus, .. } => {
+            Command::NodeUp { host_boot, hypervisor, memory_bytes, cpus, vcpus_max: most }
+        }
+        other => other,
+    };
+    let two = || VmSpec { cpus: 2, ..spec() };
+    let (first, second) = (cluster.running(two()), cluster.vm(two()));
+    cluster.done(By::Agent, limit(Some(3)));
+    let refusal = cluster.verb(second, VmVerb::Start).unwrap_err();
+    assert_eq!(refusal.code, Code::NoSpace);
+    assert!(refusal.sentence.contains("2 virtual CPUs") && refusal.sentence.contains("has 1 left"), "{refusal}");
+    cluster.verb(first, VmVerb::Kill).unwrap();
+    cluster.report(first, VmReport::Ended).unwrap();
+    cluster.verb(second, VmVerb::Start).unwrap();
+    assert_eq!(cluster.state.promised(super::cluster::NODE).cpus, 2);
+    assert_eq!(cluster.verb(first, VmVerb::Start).unwrap_err().code, Code::NoSpace);
+    cluster.done(By::Agent, limit(None));
+    cluster.verb(first, VmVerb::Start).unwrap();
 }
 
 #[test]
@@ -199,7 +223,7 @@ fn a_crash_loop_backs_off_and_ends() {
     assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
     assert_eq!((cluster.is(vm).failures, cluster.is(vm).generation), (10, 10));
     assert!(cluster.is(vm).settled());
-    assert_eq!(cluster.state.memory_promised(super::cluster::NODE), 0);
+    assert_eq!(cluster.state.promised(super::cluster::NODE).bytes, 0);
     cluster.verb(vm, VmVerb::Start).unwrap();
     assert_eq!((cluster.is(vm).failures, cluster.is(vm).error.clone()), (0, None));
 }

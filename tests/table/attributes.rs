@@ -57,8 +57,9 @@ const TAKES: &[Takes] = &[
             ("reserved", "10.77.0.2-10.77.0.9"),
         ],
     ),
-    ("users/new", "", &[("name", "table-user"), ("role", "viewer"), ("uid", "4242")]),
-    ("users/{me}/ctl", "set ", &[("role", "admin"), ("uid", "0")]),
+    ("users/new", "", &[("name", "table-user"), ("role", "viewer"), ("uid", "4242"), ("within", "vms/{id}")]),
+    ("users/{me}/ctl", "set ", &[("role", "admin"), ("uid", "0"), ("within", "vms/{id}")]),
+    ("users/{me}/ctl", "revoke ", &[("cert", "ab12")]),
     ("events", "", &[("from", "1")]),
     ("log", "", &[("from", "1")]),
     ("vms/events", "", &[("from", "1")]),
@@ -83,8 +84,8 @@ pub fn cases() -> Vec<Case> {
             refused(format!("{key}={value} colour=red"), "'colour'");
             refused(format!("{key}='{value}"), "not closed");
             refused(format!("{key}={value} =1"), "no attribute before '='");
-            // An empty name takes a VM's name away.
-            if (*begins, *key) != ("set ", "name") {
+            // An empty name takes a VM's name away, an empty confinement a user's confinement.
+            if !matches!((*begins, *key), ("set ", "name" | "within")) {
                 refused(format!("{key}="), "");
             }
         }

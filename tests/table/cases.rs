@@ -191,7 +191,17 @@ const OTHERS: &[(&str, Rows)] = &[
     ),
     (
         "users/{me}/ctl",
-        &[("set", Invalid, "no attribute to change"), ("set role=king", Invalid, "viewer"), ("fly", Invalid, "set")],
+        &[
+            ("set", Invalid, "no attribute to change"),
+            ("set role=king", Invalid, "viewer"),
+            ("set within=nodes/alpha", Invalid, "within= takes VMs"),
+            ("set within=vms/999999999", NotFound, "not found"),
+            ("set within=vms/{id}", Invalid, "an admin can't be confined"),
+            ("revoke", Invalid, "cert= is missing"),
+            ("revoke cert=xyz", Invalid, "hexadecimal"),
+            ("delete", Busy, "the last admin"),
+            ("fly", Invalid, "set"),
+        ],
     ),
     (
         "vms/{id}/events",

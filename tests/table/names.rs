@@ -135,11 +135,11 @@ fn made_and_removed() -> Vec<Case> {
         refused(Does::Rm, "users/{me}/ctl", "belongs to its object"),
         refused(Does::Rmdir, "vms", "part of the tree"),
         refused(Does::Rmdir, "nodes/{node}", "/nodes"),
-        refused(Does::Rmdir, "users/{me}", "/users"),
     ];
     let busy = |path: &str, says| Case::of(Does::Rmdir, path, "", Refused(Code::Busy, says));
     cases.push(busy("ipam/default", "leased"));
     cases.push(busy("images/tiny", "uses it"));
+    cases.push(busy("users/{me}", "the last admin"));
     for only_read in ["README", "version", "me", "status", "vms/list", "vms/json", "vms/{id}/status", "vms/{id}/spec"] {
         cases.push(Case::of(Does::Write, only_read, "anything", Refused(Denied, "only read")));
     }

@@ -7,7 +7,9 @@ use blixard::engine::log::MemoryLog;
 use blixard::engine::state::{By, Command, NodeId, Reply, Role, VmId};
 use blixard::engine::{Engine, LocalHost};
 use blixard::fs::Server;
-use blixard::fs::tree::{Answer, Caller, Creation, DirEntry, Handle, Kind, OpenMode, Opened, Place, Stat, Tree};
+use blixard::fs::tree::{
+    Answer, Caller, Creation, Credential, DirEntry, Handle, Kind, OpenMode, Opened, Place, Stat, Tree,
+};
 use blixard::text::{Code, Refusal, trace_level};
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -75,6 +77,7 @@ impl Cluster {
             hypervisor: "simulated".into(),
             memory_bytes: 64 << 30,
             cpus: 8,
+            vcpus_max: None,
         };
         let image = Command::ImageRegister { name: "tiny".into(), size_bytes: 8 << 20, sha256: "0".repeat(64) };
         engine.submit(By::Agent, vec![up, image]).await.unwrap();
@@ -87,7 +90,7 @@ impl Cluster {
     }
 
     pub fn caller(&self, uid: u32) -> Caller {
-        self.server.caller(Some(uid), "test", "direct")
+        self.server.caller(&Credential::Uid(uid), "test", "direct")
     }
 
     pub fn root(&self) -> Caller {

@@ -8,6 +8,7 @@ mod streams;
 #[path = "../table/mod.rs"]
 mod table;
 mod texts;
+mod users;
 mod writes;
 
 #[test]

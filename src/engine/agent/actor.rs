@@ -5,7 +5,7 @@
 
 use super::decide::{Asked, Seen, Step, decide};
 use super::record::MachineRecord;
-use super::start::{Look, end_processes, plan, release, remove, start};
+use super::start::{Look, end_processes, give_back, plan, release, remove, remove_record, start};
 use super::{AGAIN_AFTER, Shared};
 use crate::engine::hypervisor::{Exit, HypervisorError, Instance, Record, Running};
 use crate::engine::state::{Actual, Command, State, Vm, VmId, VmReport};
@@ -20,6 +20,10 @@ use tokio_util::sync::CancellationToken;
 const OBEYS_WITHIN: Duration = Duration::from_secs(30);
 /// A machine that is still there so long after it was killed is killed again.
 const KILLED_WITHIN: Duration = Duration::from_secs(10);
+/// How soon a machine that does not answer whoever wants to take it back is asked again: a busy host's machines are late.
+const TAKE_BACK_AGAIN_AFTER: Duration = Duration::from_secs(5);
+/// How long a hypervisor may take to end a process whose guest went off: longer than its own deadline.
+const DISCARDS_WITHIN: Duration = Duration::from_secs(20);
 
 /// A machine that an actor holds.
 struct Held {
@@ -37,7 +41,7 @@ struct Held {
     killed_for: Option<String>,
     /// The guest's channel is broken: it is not listened to any more.
     guest_lost: bool,
-    ended: Option<Exit>,
+    ended: Option<Box<Exit>>,
 }
 
 impl Held {
@@ -63,10 +67,10 @@ impl Held {
 
     /// Its process has ended.
     fn has_ended(&mut self, exit: Exit) {
-        self.ended = Some(match (self.killed_for.take(), exit) {
+        self.ended = Some(Box::new(match (self.killed_for.take(), exit) {
             (Some(why), Exit::Killed | Exit::Crashed(_)) => Exit::Crashed(why),
             (_, exit) => exit,
-        });
+        }));
     }
 }
 
@@ -82,11 +86,13 @@ pub(super) struct Actor {
     id: VmId,
     changed: Arc<Notify>,
     held: Option<Held>,
+    /// How a machine ended of which a former life could not report it: its generation, and how.
+    former: Option<Box<(u64, Exit)>>,
 }
 
 impl Actor {
     pub(super) fn new(shared: Arc<Shared>, id: VmId, changed: Arc<Notify>) -> Actor {
-        Actor { shared, id, changed, held: None }
+        Actor { shared, id, changed, held: None, former: None }
     }
 
     /// Until there is nothing to do and nothing to watch.
@@ -113,10 +119,16 @@ impl Actor {
     }
 
     fn decide(&mut self, vm: &Vm) -> Step {
-        let Some(held) = &mut self.held else { return decide(vm, &Seen::Nothing, 0) };
+        let Some(held) = &mut self.held else {
+            let seen = match self.former.as_deref().cloned() {
+                Some((generation, exit)) => Seen::Ended { generation, exit },
+                None => Seen::Nothing,
+            };
+            return decide(vm, &seen, 0);
+        };
         let (generation, pid) = (held.generation, held.instance.record().pid);
         if let Some(exit) = &held.ended {
-            return decide(vm, &Seen::Ended { generation, exit: exit.clone() }, pid);
+            return decide(vm, &Seen::Ended { generation, exit: Exit::clone(exit) }, pid);
         }
         if held.asked == Asked::PowerDown {
             // A later stop may have shortened the grace.
@@ -140,29 +152,59 @@ impl Actor {
         self.shared.instances().remove(&self.id);
         let (process, look) = match self.shared.records.read(self.id.0) {
             Ok(None) => return Ok(()),
-            Ok(Some(MachineRecord { machine, process })) => {
-                match in_time(self.shared.hypervisor.adopt(&machine, process.as_ref())).await {
-                    Ok(instance) => {
-                        tracing::info!(vm = %self.id, generation = machine.generation, "taken back");
-                        self.hold(machine.generation, instance).await;
-                        return Ok(());
-                    }
-                    Err(HypervisorError::Gone) => (process, Look::Known),
-                    Err(error) => {
-                        tracing::warn!(vm = %self.id, %error, "its machine can't be taken back and is ended");
-                        (process, Look::Everywhere)
-                    }
+            Ok(Some(record)) => match self.take_back(&record, stop).await? {
+                Some(look) => {
+                    self.former = record.exit.map(|exit| Box::new((record.machine.generation, exit)));
+                    (record.process, look)
                 }
-            }
+                None => return Ok(()),
+            },
             Err(error) => {
                 tracing::warn!(vm = %self.id, %error, "its record can't be read, so what runs is ended");
                 (None, Look::Everywhere)
             }
         };
-        if self.surely_ended(process.as_ref(), look, stop).await? {
+        // How it ended is to be reported before it is forgotten.
+        if self.surely_ended(process.as_ref(), look, stop).await? && self.former.is_none() {
             release(&self.shared, self.id.0).await;
         }
         Ok(())
+    }
+
+    /// Takes back the machine of a record. Some: it can't be, and what there is of it is to be ended. A machine that does not
+    /// answer is left alone and asked again, as long as it is wanted: its guest may be in the best of health.
+    async fn take_back(&mut self, record: &MachineRecord, stop: &CancellationToken) -> Result<Option<Look>, String> {
+        let MachineRecord { machine, process, .. } = record;
+        loop {
+            let why = match in_time(self.shared.hypervisor.adopt(machine, process.as_ref())).await {
+                Ok(instance) => {
+                    tracing::info!(vm = %self.id, generation = machine.generation, "taken back");
+                    self.hold(machine.generation, instance).await;
+                    return Ok(None);
+                }
+                Err(HypervisorError::Gone) => return Ok(Some(Look::Known)),
+                Err(error) => error.to_string(),
+            };
+            if !self.wants_running(machine.generation) {
+                tracing::warn!(vm = %self.id, why, "its machine can't be taken back and is ended");
+                return Ok(Some(Look::Everywhere));
+            }
+            let sentence =
+                format!("its machine does not let itself be taken back: {why}; it is asked again, or kill the vm");
+            self.trouble(sentence).await?;
+            tokio::select! {
+                () = stop.cancelled() => return Ok(None),
+                () = self.changed.notified() => {}
+                () = tokio::time::sleep(TAKE_BACK_AGAIN_AFTER) => {}
+            }
+        }
+    }
+
+    /// Is this generation to go on?
+    fn wants_running(&self, generation: u64) -> bool {
+        let state = self.shared.engine.state();
+        let goes_on = |vm: &Arc<Vm>| matches!(vm.actual, Actual::Starting | Actual::Running | Actual::Paused);
+        state.vm(self.id).is_some_and(|vm| vm.generation == generation && goes_on(vm))
     }
 
     /// Waits until no process of the VM is left. False: we are to stop before that.
@@ -307,19 +349,39 @@ impl Actor {
         self.kill().await
     }
 
-    /// The machine has ended: what it held is given back.
+    /// The machine has ended: what it held is given back. How it ended is kept until the log has it.
     async fn release(&mut self, vm: &Vm, report: Option<VmReport>, stop: &CancellationToken) -> Result<(), String> {
-        let record = self.held.as_ref().map(|held| held.instance.record());
+        let mut record = None;
+        if let Some(held) = &self.held {
+            record = Some(held.instance.record());
+            self.note_exit(held);
+            // What does not end in time is ended by the host.
+            let _ = tokio::time::timeout(DISCARDS_WITHIN, held.instance.discard()).await;
+        }
         // Whatever the hypervisor says: a machine whose process is there must never have a successor.
         if !self.surely_ended(record.as_ref(), Look::Known, stop).await? {
             return Ok(());
         }
         self.shared.instances().remove(&self.id);
-        self.held = None;
-        release(&self.shared, self.id.0).await;
-        match report {
-            Some(report) => self.report(vm.generation, report).await,
+        give_back(&self.shared, self.id.0).await;
+        if let Some(report) = report {
+            self.report(vm.generation, report).await?;
+        }
+        (self.held, self.former) = (None, None);
+        remove_record(&self.shared, self.id.0);
+        Ok(())
+    }
+
+    /// Writes down how the machine ended, since nobody can be asked when its process is gone.
+    fn note_exit(&self, held: &Held) {
+        let noted = self.shared.records.read(self.id.0).and_then(|record| match record {
+            Some(record) => {
+                self.shared.records.write(&MachineRecord { exit: held.ended.as_deref().cloned(), ..record })
+            }
             None => Ok(()),
+        });
+        if let Err(error) = noted {
+            tracing::warn!(vm = %self.id, %error, "how it ended can't be written down; it is only reported");
         }
     }
 

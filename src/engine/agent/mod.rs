@@ -51,6 +51,9 @@ pub enum AgentError {
     /// The host.
     #[error(transparent)]
     Host(#[from] HostError),
+    /// The hypervisor.
+    #[error(transparent)]
+    Hypervisor(#[from] HypervisorError),
     /// The log took no report.
     #[error("this node can't report that it is up: {0}")]
     Refused(Refusal),
@@ -73,7 +76,7 @@ pub struct Options {
     pub images: PathBuf,
     /// Memory that guests may have, in bytes; None: what the hypervisor finds.
     pub memory_bytes: Option<u64>,
-    /// Virtual CPUs that the node says it has; None: the host's.
+    /// Virtual CPUs that guests may have together; None: no limit.
     pub cpus: Option<u32>,
     /// See [`SetTraceLevel`].
     pub set_trace_level: SetTraceLevel,
@@ -153,24 +156,20 @@ impl Agent {
         };
         let records = Records::open(&options.data).map_err(io(&options.data.join("vms")))?;
         let leftovers = Leftovers::open(&options.data).map_err(io(&options.data.join("leftovers")))?;
-        let capabilities = hypervisor.probe().await;
+        let capabilities = hypervisor.probe(host.guest_ids(0)).await;
         let (images, data) = (options.images.clone(), options.data.clone());
         let scanned = tokio::task::spawn_blocking(move || images::scan(&images, &data)).await;
-        let (found, image_faults) = scanned.map_err(|e| AgentError::Task(e.to_string()))?;
+        let (found, mut image_faults) = scanned.map_err(|e| AgentError::Task(e.to_string()))?;
         let host_boot = boot_id()?;
         let up = Command::NodeUp {
             host_boot,
             hypervisor: hypervisor.name().to_owned(),
             memory_bytes: options.memory_bytes.unwrap_or(capabilities.memory_bytes),
-            cpus: options.cpus.unwrap_or_else(host_cpus),
+            cpus: host_cpus(),
+            vcpus_max: options.cpus,
         };
-        let registrations = found.into_iter().map(|image| Command::ImageRegister {
-            name: image.name,
-            size_bytes: image.size_bytes,
-            sha256: image.sha256,
-        });
-        let commands: Vec<Command> = std::iter::once(up).chain(registrations).collect();
-        engine.submit(By::Agent, commands).await.map_err(AgentError::Refused)?;
+        engine.submit(By::Agent, vec![up]).await.map_err(AgentError::Refused)?;
+        image_faults.extend(register_images(&engine, found).await);
         let agent = Agent(Arc::new(Shared {
             engine,
             hypervisor,
@@ -206,11 +205,37 @@ impl Agent {
     }
 }
 
+/// Makes the images of this host known, and those that are gone unknown. What is refused is the images' fault, told in a sentence
+/// each, and no reason not to serve.
+async fn register_images(engine: &Engine, found: Vec<images::Found>) -> Vec<String> {
+    let state = engine.state();
+    let there = |name: &str| found.iter().any(|image| image.name == name);
+    // Other nodes may have it.
+    let alone = state.nodes().len() == 1;
+    let gone = state.images().filter(|image| alone && !there(&image.name)).map(|image| image.name.clone());
+    let mut commands: Vec<(String, Command)> =
+        gone.map(|name| (format!("the image '{name}' is not there any more"), Command::ImageForget { name })).collect();
+    drop(state);
+    commands.extend(found.into_iter().map(|images::Found { name, size_bytes, sha256 }| {
+        (format!("the image '{name}' can't be used"), Command::ImageRegister { name, size_bytes, sha256 })
+    }));
+    let mut faults = Vec::new();
+    for (what, command) in commands {
+        if let Err(refusal) = engine.submit(By::Agent, vec![command]).await {
+            faults.push(format!("{what}: {refusal}"));
+        }
+    }
+    faults
+}
+
 impl LocalHost for Agent {
     fn console_log(&self, vm: VmId) -> Result<Bytes, Refusal> {
-        let Some(run_dir) = self.0.records.newest_run_dir(vm.0) else { return Ok(Bytes::new()) };
-        let text = self.0.hypervisor.console_log(&run_dir);
-        text.map(Bytes::from).map_err(|e| Refusal::fault(format!("the console's log can't be read: {e}")))
+        let unreadable = |e| Refusal::fault(format!("the console's log can't be read: {e}"));
+        let mut text = Vec::new();
+        for run_dir in self.0.records.run_dirs(vm.0) {
+            text.extend(self.0.hypervisor.console_log(&run_dir).map_err(unreadable)?);
+        }
+        Ok(text.into())
     }
 
     fn console(&self, vm: VmId) -> BoxFuture<'static, Result<Console, Refusal>> {
@@ -242,6 +267,9 @@ impl LocalHost for Agent {
         }
         for (resource, why) in shared.leftovers.list() {
             line("leftover", format!("{resource}: {why}"));
+        }
+        for (task, runs) in shared.engine.tasks() {
+            line("task", format!("engine/{task} {}", if runs { "running" } else { "ended" }));
         }
         for task in shared.supervisor.upgrade().map(|s| s.lines()).unwrap_or_default() {
             line("task", task);

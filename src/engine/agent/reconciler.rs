@@ -6,10 +6,10 @@ use super::resources::Resource;
 use super::start::{release, remove};
 use super::supervisor::Policy;
 use super::{AGAIN_AFTER, AgentError, Shared};
-use crate::engine::state::{Actual, Command, Desired, State, Vm, VmId, VmReport};
+use crate::engine::state::{Actual, Command, Desired, Kind, State, Vm, VmId, VmReport};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -94,12 +94,24 @@ async fn follow(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), St
                 removed(shared, vm.id);
             }
         }
+        for pool in pools_gone(&known, &state) {
+            shared.leftovers.release(&Resource::Bridge(pool), &shared.host).await;
+        }
         known = state;
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             changed = changes.changed() => changed.map_err(|_| "the engine has ended".to_owned())?,
         }
     }
+}
+
+/// The pools that are no more: nothing had an address of them, so nothing hangs on their bridges.
+fn pools_gone(before: &State, now: &State) -> Vec<u64> {
+    if before.directory(Kind::Pool).members == now.directory(Kind::Pool).members {
+        return Vec::new();
+    }
+    let there = |id: u64| now.ipam().pools().any(|pool| pool.id() == id);
+    before.ipam().pools().map(|pool| pool.id()).filter(|id| !there(*id)).collect()
 }
 
 fn actors(shared: &Shared) -> MutexGuard<'_, HashMap<VmId, ActorOf>> {
@@ -140,11 +152,15 @@ fn start_actor(shared: &Arc<Shared>, id: VmId) -> Result<(), String> {
     let changed = Arc::new(Notify::new());
     actors(shared).insert(id, ActorOf::Runs(changed.clone()));
     let weak = Arc::downgrade(shared);
+    let begun_for = Arc::new(Mutex::new(None));
+    let begins_for = begun_for.clone();
     let start = move |stop: CancellationToken| {
-        let (shared, changed) = (weak.upgrade(), changed.clone());
+        let (shared, changed, begins_for) = (weak.upgrade(), changed.clone(), begins_for.clone());
         async move {
             let Some(shared) = shared else { return Ok(()) };
             loop {
+                let wanted = shared.engine.state().vm(id).map(|vm| Wanted::of(vm));
+                *begins_for.lock().unwrap_or_else(PoisonError::into_inner) = wanted;
                 Actor::new(shared.clone(), id, changed.clone()).run(stop.clone()).await?;
                 // Under the lock that `wake` takes: a change either finds this actor, or finds that there is none.
                 let mut actors = actors(&shared);
@@ -161,8 +177,9 @@ fn start_actor(shared: &Arc<Shared>, id: VmId) -> Result<(), String> {
     let task = format!("vm/{id}/{nth}");
     let (weak, name) = (Arc::downgrade(shared), task.clone());
     let given_up = move |failure| async move {
+        let wanted = *begun_for.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(shared) = weak.upgrade() {
-            give_up(&shared, id, name, failure).await;
+            give_up(&shared, id, wanted.map(|wanted| ActorOf::GivenUp { task: name, wanted }), failure).await;
         }
     };
     let started = supervisor.start_and_tell(&task, Policy::ACTOR, start, given_up);
@@ -172,13 +189,24 @@ fn start_actor(shared: &Arc<Shared>, id: VmId) -> Result<(), String> {
     started
 }
 
-/// The VM's actor has failed too often. Its machine, if there is one, goes on, and the VM's status says so.
-async fn give_up(shared: &Shared, id: VmId, task: String, failure: String) {
+/// The VM's actor has failed too often. Its machine, if there is one, goes on, and the VM's status says so. What the last one had
+/// when it began counts as tried; what has come since does not, and gets an actor.
+async fn give_up(shared: &Arc<Shared>, id: VmId, given_up: Option<ActorOf>, failure: String) {
+    match given_up {
+        Some(given_up) => drop(actors(shared).insert(id, given_up)),
+        // It began when the VM was no more.
+        None => drop(actors(shared).remove(&id)),
+    }
     let state = shared.engine.state();
     let Some(vm) = state.vm(id) else { return removed(shared, id) };
-    let (generation, wanted) = (vm.generation, Wanted::of(vm));
+    if let Err(why) = wake(shared, vm) {
+        tracing::error!(vm = %id, why, "has no task any more");
+    }
+    if matches!(actors(shared).get(&id), Some(ActorOf::Runs(_))) {
+        return;
+    }
+    let generation = vm.generation;
     drop(state);
-    actors(shared).insert(id, ActorOf::GivenUp { task, wanted });
     let sentence = format!(
         "its task failed again and again and was given up: {failure}; \
          to have it tried again, kill the vm (or start it, if it does not run), or start the node anew"
@@ -207,7 +235,7 @@ pub(super) async fn clear_up(shared: &Arc<Shared>) -> Result<(), AgentError> {
             Err(error) => tracing::warn!(vm, %error, "its record can't be read; whatever runs is an orphan"),
         }
     }
-    for (record, run_dir) in shared.hypervisor.orphans(&vms_dir, &known).await {
+    for (record, run_dir) in shared.hypervisor.orphans(&vms_dir, &known).await? {
         tracing::warn!(pid = record.pid, run_dir = %run_dir.display(), "a machine that belongs to nothing is ended");
         // Its folder is DATA/vms/ID/GENERATION.
         let of_vm = run_dir.parent().and_then(|p| p.file_name()?.to_str()?.parse().ok()).unwrap_or(0);
@@ -223,6 +251,7 @@ pub(super) async fn clear_up(shared: &Arc<Shared>) -> Result<(), AgentError> {
         release(shared, vm).await;
     }
     shared.leftovers.retry(&shared.host).await;
+    shared.host.net.remove_idle_bridges().await?;
     for vm in recorded {
         start_actor(shared, VmId(vm)).map_err(AgentError::Task)?;
     }

@@ -3,7 +3,7 @@
 //! `DATA/vms/ID/record` is replaced as a whole. It need not survive a power cut, which no process survives either, so it is not
 //! synced; it does survive the daemon.
 
-use crate::engine::hypervisor::{Machine, Record};
+use crate::engine::hypervisor::{Exit, Machine, Record};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 pub(super) struct MachineRecord {
     pub(super) machine: Machine,
     pub(super) process: Option<Record>,
+    /// How it ended, written down before the process goes, and gone with the record when the log knows it.
+    pub(super) exit: Option<Exit>,
 }
 
 /// The folder of all machines.
@@ -77,10 +79,11 @@ impl Records {
         }
     }
 
-    /// The newest run folder of a VM.
-    pub(super) fn newest_run_dir(&self, vm: u64) -> Option<PathBuf> {
-        let entries = std::fs::read_dir(self.of(vm)).ok()?.flatten();
-        let newest = entries.filter_map(|e| e.file_name().to_str()?.parse::<u64>().ok()).max()?;
-        Some(self.run_dir(vm, newest))
+    /// The run folders of a VM, oldest first.
+    pub(super) fn run_dirs(&self, vm: u64) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.of(vm)).into_iter().flatten().flatten();
+        let mut generations: Vec<u64> = entries.filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
+        generations.sort_unstable();
+        generations.into_iter().map(|generation| self.run_dir(vm, generation)).collect()
     }
 }

@@ -27,6 +27,8 @@ pub enum Resource {
     Tap(u64),
     /// A disk.
     Disk(PathBuf),
+    /// A pool's bridge.
+    Bridge(u64),
     /// A process of the VM. While there is one, no other may be started.
     Process {
         /// The VM.
@@ -47,6 +49,7 @@ impl fmt::Display for Resource {
             Resource::Cgroup(vm) => write!(f, "cgroup of vm {vm}"),
             Resource::Tap(vm) => write!(f, "tap of vm {vm}"),
             Resource::Disk(path) => write!(f, "disk {}", path.display()),
+            Resource::Bridge(pool) => write!(f, "bridge of pool number {pool}"),
             Resource::Process { vm, pid, .. } => write!(f, "process {pid} of vm {vm}"),
         }
     }
@@ -77,6 +80,7 @@ impl Resource {
             Resource::Cgroup(vm) => host.cgroups.remove(*vm),
             Resource::Tap(vm) => host.net.remove_tap(*vm).await,
             Resource::Disk(path) => host.disks.remove(path).await,
+            Resource::Bridge(pool) => host.net.remove_bridge(*pool).await,
             Resource::Process { pid, start_ticks, boot_id, .. } => {
                 host.processes.end(*pid, *start_ticks, boot_id).await
             }

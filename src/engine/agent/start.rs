@@ -136,18 +136,18 @@ async fn make_run_dir(shared: &Shared, machine: &Machine, guard: &mut Guard<'_>)
     std::fs::create_dir_all(&of_vm).map_err(failed(&of_vm))?;
     // The guest's uid passes through on the way to its disk; what else is in here it can't read.
     std::fs::set_permissions(&of_vm, PermissionsExt::from_mode(0o711)).map_err(failed(&of_vm))?;
-    // Earlier generations' folders were kept for their console's sake.
-    for entry in std::fs::read_dir(&of_vm).map_err(failed(&of_vm))?.flatten() {
-        if entry.path().is_dir() {
-            std::fs::remove_dir_all(entry.path()).map_err(failed(&entry.path()))?;
-        }
+    // Earlier generations' folders were kept for their console's sake; the last one may say why there is another.
+    let (same, earlier): (Vec<_>, Vec<_>) =
+        shared.records.run_dirs(machine.vm).into_iter().partition(|folder| *folder == machine.run_dir);
+    for folder in same.iter().chain(earlier.iter().rev().skip(1)) {
+        std::fs::remove_dir_all(folder).map_err(failed(folder))?;
     }
     guard.holds(Resource::Folder(machine.run_dir.clone())).await;
     std::fs::DirBuilder::new().mode(0o700).create(&machine.run_dir).map_err(failed(&machine.run_dir))
 }
 
 fn write_record(shared: &Shared, machine: &Machine, process: Option<&Record>) -> io::Result<()> {
-    shared.records.write(&MachineRecord { machine: machine.clone(), process: process.cloned() })
+    shared.records.write(&MachineRecord { machine: machine.clone(), process: process.cloned(), exit: None })
 }
 
 async fn make_cgroups(
@@ -193,7 +193,7 @@ pub(super) async fn end_processes(shared: &Shared, vm: u64, known: Option<&Recor
     let mut found = shared.leftovers.processes_of(vm);
     found.extend(known.map(|record| Resource::process(vm, record)));
     if look == Look::Everywhere {
-        let unrecorded = shared.hypervisor.orphans(&shared.records.of(vm), &[]).await;
+        let unrecorded = shared.hypervisor.orphans(&shared.records.of(vm), &[]).await.map_err(|e| e.to_string())?;
         found.extend(unrecorded.iter().map(|(record, _)| Resource::process(vm, record)));
     }
     found.sort();
@@ -209,17 +209,24 @@ pub(super) async fn end_processes(shared: &Shared, vm: u64, known: Option<&Recor
     Err(format!("{process} can't be ended: {why}; it is tried again, and the vm can't be started before it is gone"))
 }
 
-fn remove_record(shared: &Shared, vm: u64) {
+pub(super) fn remove_record(shared: &Shared, vm: u64) {
     if let Err(error) = shared.records.remove(vm) {
         tracing::warn!(vm, %error, "the record can't be removed; the next start will find that nothing runs");
     }
 }
 
-/// Gives back what a machine held whose process is gone. Its console's log and its disk stay. False: something is left over.
+/// Gives back what a machine held whose process is gone, and forgets it. Its console's log and its disk stay. False: something is
+/// left over.
 pub(super) async fn release(shared: &Shared, vm: u64) -> bool {
+    let released = give_back(shared, vm).await;
+    remove_record(shared, vm);
+    released
+}
+
+/// As [`release`], but the record stays.
+pub(super) async fn give_back(shared: &Shared, vm: u64) -> bool {
     let cgroup = shared.leftovers.release(&Resource::Cgroup(vm), &shared.host).await;
     let tap = shared.leftovers.release(&Resource::Tap(vm), &shared.host).await;
-    remove_record(shared, vm);
     cgroup && tap
 }
 

@@ -9,7 +9,6 @@ use futures::FutureExt;
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -75,7 +74,6 @@ pub enum Health {
 
 #[derive(Debug)]
 struct Child {
-    order: u64,
     health: Health,
     restarts: u64,
     last_failure: Option<String>,
@@ -85,8 +83,6 @@ struct Child {
 #[derive(Debug)]
 struct Shared {
     children: Mutex<BTreeMap<Arc<str>, Child>>,
-    /// How many were ever started.
-    started: AtomicU64,
     escalated: watch::Sender<Option<String>>,
     stop: CancellationToken,
 }
@@ -117,7 +113,6 @@ impl Supervisor {
     pub fn new() -> Supervisor {
         Supervisor(Arc::new(Shared {
             children: Mutex::default(),
-            started: AtomicU64::new(0),
             escalated: watch::Sender::new(None),
             stop: CancellationToken::new(),
         }))
@@ -163,8 +158,7 @@ impl Supervisor {
         if children.len() >= CHILDREN_MAX {
             return Err(format!("no capacity: {CHILDREN_MAX} tasks are the most"));
         }
-        let order = self.0.started.fetch_add(1, Ordering::Relaxed);
-        let child = Child { order, health: Health::Running, restarts: 0, last_failure: None, task: None };
+        let child = Child { health: Health::Running, restarts: 0, last_failure: None, task: None };
         children.insert(name.clone(), child);
         // A weak reference: a task must not keep the supervisor that owns it.
         let keeper = Keeper { name: name.clone(), shared: Arc::downgrade(&self.0), policy };
@@ -216,13 +210,12 @@ impl Supervisor {
         lines
     }
 
-    /// Ends all children, the newest first, all within bounded time.
+    /// Tells all children to end, at once, and waits for them, all within bounded time.
     pub async fn stop(&self) {
         let deadline = Instant::now() + STOP_WITHIN;
         self.0.stop.cancel();
-        let mut children: Vec<Child> = std::mem::take(&mut *self.children()).into_values().collect();
-        children.sort_by_key(|c| std::cmp::Reverse(c.order));
-        for task in children.into_iter().filter_map(|c| c.task) {
+        let children = std::mem::take(&mut *self.children());
+        for task in children.into_values().filter_map(|child| child.task) {
             // One that does not end in time is dropped, which aborts it.
             let _ = tokio::time::timeout_at(deadline, task).await;
         }
@@ -310,6 +303,7 @@ fn said(panic: &(dyn std::any::Any + Send)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicU64, Ordering};
     use tokio::sync::Notify;
 
     /// Fails in turn by panic and by error, `failures` times, then runs on and says so.

@@ -33,6 +33,7 @@ impl Writer {
     /// Opens the trail; a line that was cut off at the end is taken away.
     pub(super) fn open(folder: &Path, file_bytes_max: u64) -> std::io::Result<Writer> {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        drop_oldest(folder, ALL_BYTES_MAX, SystemTime::now())?;
         let files = list(folder)?;
         let (path, newest) = match files.last() {
             Some(file) if !file.packed => (file.path.clone(), repair(file)?),

@@ -26,6 +26,8 @@ pub trait Net: Send + Sync + 'static {
     async fn remove_tap(&self, vm: u64) -> Result<(), HostError>;
     /// The VMs for which there are taps.
     async fn taps(&self) -> Result<Vec<u64>, HostError>;
+    /// Removes a pool's bridge.
+    async fn remove_bridge(&self, pool: u64) -> Result<(), HostError>;
     /// Removes the bridges if nothing hangs on them.
     async fn remove_idle_bridges(&self) -> Result<(), HostError>;
     /// For `/nodes/NAME/status`.
@@ -46,6 +48,9 @@ impl Net for UserNet {
     }
     async fn taps(&self) -> Result<Vec<u64>, HostError> {
         Ok(Vec::new())
+    }
+    async fn remove_bridge(&self, _pool: u64) -> Result<(), HostError> {
+        Ok(())
     }
     async fn remove_idle_bridges(&self) -> Result<(), HostError> {
         Ok(())
@@ -95,8 +100,20 @@ impl Bridges {
         Ok(links.iter().filter_map(ours).collect())
     }
 
+    fn bridge(&self, pool: u64) -> String {
+        format!("{}p{pool}", self.prefix)
+    }
+
+    /// Removes a device; one that is not there is no error.
+    async fn remove(&self, device: &str) -> Result<(), HostError> {
+        match run("ip", &["link", "delete", device]).await {
+            Err(error) if error.0.contains("Cannot find device") => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
     async fn make_bridge(&self, network: &Network) -> Result<String, HostError> {
-        let bridge = format!("{}p{}", self.prefix, network.pool);
+        let bridge = self.bridge(network.pool);
         let _alone = self.making.acquire().await.map_err(|_| HostError("the node is going down".to_owned()))?;
         if !self.links().await?.iter().any(|(name, _)| *name == bridge) {
             run("ip", &["link", "add", &bridge, "type", "bridge"]).await?;
@@ -128,15 +145,16 @@ impl Net for Bridges {
     }
 
     async fn remove_tap(&self, vm: u64) -> Result<(), HostError> {
-        match run("ip", &["link", "delete", &format!("{}{vm}", self.prefix)]).await {
-            Err(error) if error.0.contains("Cannot find device") => Ok(()),
-            other => other.map(drop),
-        }
+        self.remove(&format!("{}{vm}", self.prefix)).await
     }
 
     async fn taps(&self) -> Result<Vec<u64>, HostError> {
         let number = |(name, _): (String, bool)| name.strip_prefix(&self.prefix)?.parse().ok();
         Ok(self.links().await?.into_iter().filter_map(number).collect())
+    }
+
+    async fn remove_bridge(&self, pool: u64) -> Result<(), HostError> {
+        self.remove(&self.bridge(pool)).await
     }
 
     async fn remove_idle_bridges(&self) -> Result<(), HostError> {

@@ -22,13 +22,31 @@ pub fn boot_id() -> Result<String, HostError> {
 }
 
 /// Field 22 of /proc/PID/stat (proc(5)): when the process started, in clock ticks since boot. None for one that has ended.
-pub fn start_ticks(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+///
+/// # Errors
+/// It can't be read, so that nothing is known: a process is never taken for ended because of that.
+pub fn start_ticks(pid: u32) -> io::Result<Option<u64>> {
+    let stat = match std::fs::read(format!("/proc/{pid}/stat")) {
+        Err(error) if is_gone(&error) => return Ok(None),
+        other => other?,
+    };
+    started(&String::from_utf8_lossy(&stat))
+        .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat can't be understood")))
+}
+
+/// There is no such process (any more): the kernel says so in one of two ways.
+fn is_gone(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(rustix::io::Errno::from_raw_os_error);
+    matches!(errno, Some(rustix::io::Errno::NOENT | rustix::io::Errno::SRCH))
+}
+
+/// The start time in the text of a stat file; Some(None): the process has ended, and only its parent has not looked yet.
+fn started(stat: &str) -> Option<Option<u64>> {
     // The name, in parentheses, may hold anything; what follows the last ')' is plain. Field 3 comes first there.
     let (_, fields) = stat.rsplit_once(')')?;
     let mut fields = fields.split_whitespace();
     let state = fields.next()?;
-    if state == "Z" || state == "X" { None } else { fields.nth(18)?.parse().ok() }
+    if state == "Z" || state == "X" { Some(None) } else { fields.nth(18)?.parse().ok().map(Some) }
 }
 
 /// A process that can't be mistaken for a later one with the same number.
@@ -51,7 +69,7 @@ impl Process {
             Err(error) => return Err(error.into()),
         };
         // Looked at after the handle is held: the number can't change hands in between unseen.
-        if start_ticks(pid) != Some(started_ticks) {
+        if start_ticks(pid)? != Some(started_ticks) {
             return Ok(None);
         }
         #[expect(
@@ -114,14 +132,41 @@ impl Processes for HostProcesses {
 }
 
 /// Processes whose working folder is below `folder`, and their working folders: how machines are found that no record names.
-pub fn working_below(folder: &Path) -> Vec<(u32, PathBuf)> {
+///
+/// # Errors
+/// /proc can't be read, so that nothing is known.
+pub fn working_below(folder: &Path) -> io::Result<Vec<(u32, PathBuf)>> {
     let mut found = Vec::new();
-    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+    for entry in std::fs::read_dir("/proc")? {
+        let entry = entry?;
         let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
-        let Ok(cwd) = std::fs::read_link(entry.path().join("cwd")) else { continue };
-        if cwd != folder && cwd.starts_with(folder) && start_ticks(pid).is_some() {
+        let cwd = match std::fs::read_link(entry.path().join("cwd")) {
+            // It has just ended, or is somebody else's, whom we may not look at.
+            Err(error) if is_gone(&error) || error.kind() == io::ErrorKind::PermissionDenied => continue,
+            other => other?,
+        };
+        if cwd != folder && cwd.starts_with(folder) && start_ticks(pid)?.is_some() {
             found.push((pid, cwd));
         }
     }
-    found
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_has_ended_is_taken_for_ended() {
+        let own = std::process::id();
+        let since = start_ticks(own).unwrap();
+        assert!(since.is_some());
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let gone = child.id();
+        child.wait().unwrap();
+        assert_eq!(start_ticks(gone).unwrap(), None);
+        assert_eq!(started("7 (a) b) S 1 7 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 4321 0"), Some(Some(4321)));
+        assert_eq!(started("7 (x) Z 1 7 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 4321 0"), Some(None));
+        assert_eq!(started("7 (x) S 1"), None, "cut off");
+    }
 }

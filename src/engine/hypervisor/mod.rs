@@ -83,8 +83,8 @@ pub enum Running {
     Paused,
 }
 
-/// Why a machine is no more.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Why a machine is no more. It is written down before the process goes that could be asked again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Exit {
     /// The guest powered itself off (or did so when asked).
     PoweredOff,
@@ -140,8 +140,9 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Empty if it never ran.
     fn console_log(&self, run_dir: &std::path::Path) -> std::io::Result<Vec<u8>>;
 
-    /// Finds out what works here. Bounded in time; may be called again.
-    async fn probe(&self) -> Capabilities;
+    /// Finds out what works here for machines that run as this uid and gid (None: as ourselves). Bounded in time; may be called
+    /// again.
+    async fn probe(&self, run_as: Option<(u32, u32)>) -> Capabilities;
 
     /// Starts the machine's process and waits until its control socket answers. On an error nothing is left behind.
     /// `spawned` is called as soon as there is a process, before anything else: it writes the record down.
@@ -154,7 +155,14 @@ pub trait Hypervisor: Send + Sync + 'static {
 
     /// Processes of this hypervisor that were started for machines below `vms_dir` and whose run folder is not in `known`:
     /// (record, run folder).
-    async fn orphans(&self, vms_dir: &std::path::Path, known: &[PathBuf]) -> Vec<(Record, PathBuf)>;
+    ///
+    /// # Errors
+    /// The host does not say what runs.
+    async fn orphans(
+        &self,
+        vms_dir: &std::path::Path,
+        known: &[PathBuf],
+    ) -> Result<Vec<(Record, PathBuf)>, HypervisorError>;
 }
 
 /// One running machine. Dropping it does not end the machine.
@@ -172,8 +180,11 @@ pub trait Instance: Send + Sync + 'static {
     async fn power_down(&self) -> Result<(), HypervisorError>;
     /// Ends the process at once (idempotent); returns when it was told, [`Instance::exited`] says when it is gone.
     async fn kill(&self) -> Result<(), HypervisorError>;
-    /// Resolves when the process is gone (pidfd), with the reason. May be awaited by several, and again.
+    /// Resolves when the machine is no more, with the reason: its process is gone (pidfd), or its guest went off and the process
+    /// only waits to be discarded. May be awaited by several, and again.
     async fn exited(&self) -> Exit;
+    /// Ends the process that a machine leaves when its guest went off (idempotent); returns when it is gone, or when it does not go.
+    async fn discard(&self);
     /// Resolves when the guest has answered on its channel for the first time in this generation.
     async fn guest_ready(&self) -> Result<(), HypervisorError>;
     /// Runs `command` by the guest's shell through the guest channel: (exit status, output, at most 64 KiB).

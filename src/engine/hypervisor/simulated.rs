@@ -1,7 +1,7 @@
 //! Machines that are not there: the same behaviour without processes, for tests, for trying things out, and for large numbers.
 //!
 //! Everything is in the handle: an agent that is started anew with the same handle finds its machines again, as it would find
-//! processes. What is to go wrong is said beforehand, with [`Simulated::fail_launch`] and its like.
+//! processes. What is to go wrong is said beforehand, with [`Simulated::behave`].
 
 use super::{Capabilities, Console, Exit, Hypervisor, HypervisorError, Instance, Machine, Record, Running, Spawned};
 use crate::engine::host::{HostError, Processes};
@@ -30,7 +30,6 @@ pub struct Behaviour {
 struct Shared {
     machines: BTreeMap<PathBuf, Arc<Simulation>>,
     behaviour: Behaviour,
-    refusals: Vec<HypervisorError>,
     last_pid: u32,
     launches: u64,
 }
@@ -57,13 +56,7 @@ impl Default for Simulated {
 impl Simulated {
     /// Machines that behave like this.
     pub fn new(behaviour: Behaviour) -> Simulated {
-        Simulated(Arc::new(Mutex::new(Shared {
-            machines: BTreeMap::new(),
-            behaviour,
-            refusals: Vec::new(),
-            last_pid: 0,
-            launches: 0,
-        })))
+        Simulated(Arc::new(Mutex::new(Shared { machines: BTreeMap::new(), behaviour, last_pid: 0, launches: 0 })))
     }
 
     fn shared(&self) -> MutexGuard<'_, Shared> {
@@ -73,11 +66,6 @@ impl Simulated {
     /// Machines launched from now on behave like this.
     pub fn behave(&self, behaviour: Behaviour) {
         self.shared().behaviour = behaviour;
-    }
-
-    /// The next launch fails like this; said twice, the next two.
-    pub fn fail_launch(&self, error: HypervisorError) {
-        self.shared().refusals.push(error);
     }
 
     /// The machine with this run folder ends so, by itself. False: there is none.
@@ -127,7 +115,7 @@ impl Hypervisor for Simulated {
         Ok(if there { b"simulated: there is no guest\n".to_vec() } else { Vec::new() })
     }
 
-    async fn probe(&self) -> Capabilities {
+    async fn probe(&self, _run_as: Option<(u32, u32)>) -> Capabilities {
         Capabilities {
             version: "simulated".to_owned(),
             accelerator: "simulated".to_owned(),
@@ -139,9 +127,6 @@ impl Hypervisor for Simulated {
     async fn launch(&self, machine: &Machine, spawned: Spawned<'_>) -> Result<Arc<dyn Instance>, HypervisorError> {
         let simulation = {
             let mut shared = self.shared();
-            if !shared.refusals.is_empty() {
-                return Err(shared.refusals.remove(0));
-            }
             shared.last_pid += 1;
             let record = Record {
                 pid: shared.last_pid,
@@ -170,10 +155,10 @@ impl Hypervisor for Simulated {
         Ok(Arc::new(Handle { simulation, run_dir: machine.run_dir.clone(), hypervisor: self.clone() }))
     }
 
-    async fn orphans(&self, vms_dir: &Path, known: &[PathBuf]) -> Vec<(Record, PathBuf)> {
+    async fn orphans(&self, vms_dir: &Path, known: &[PathBuf]) -> Result<Vec<(Record, PathBuf)>, HypervisorError> {
         let shared = self.shared();
         let unknown = shared.machines.iter().filter(|(dir, _)| dir.starts_with(vms_dir) && !known.contains(dir));
-        unknown.map(|(dir, m)| (m.record.clone(), dir.clone())).collect()
+        Ok(unknown.map(|(dir, m)| (m.record.clone(), dir.clone())).collect())
     }
 }
 
@@ -246,6 +231,8 @@ impl Instance for Handle {
         let told = state.wait_for(|(exit, _)| exit.is_some()).await.ok().and_then(|state| state.0.clone());
         told.unwrap_or(Exit::Killed)
     }
+
+    async fn discard(&self) {}
 
     async fn guest_ready(&self) -> Result<(), HypervisorError> {
         if self.simulation.behaviour.hangs {

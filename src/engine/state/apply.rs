@@ -14,7 +14,7 @@
 
 use super::node::NodeReport;
 use super::{
-    By, Command, DEFAULT_NETWORK, DEFAULT_POOL, Directory, Entry, Event, Kind, NOBODY, Node, NodeId, Operation,
+    About, By, Command, DEFAULT_NETWORK, DEFAULT_POOL, Directory, Entry, Event, Kind, NOBODY, Node, NodeId, Operation,
     Outcome, Reply, Role, State, Subject, Touched, What,
 };
 use crate::clock::HybridTime;
@@ -137,9 +137,15 @@ impl Work<'_> {
     fn one(&mut self, command: &Command) -> Result<Reply, Refusal> {
         match command {
             Command::Init { cluster, node, admin, admin_uid } => self.init(cluster, node, admin, *admin_uid),
-            Command::NodeUp { host_boot, hypervisor, memory_bytes, cpus } => {
+            Command::NodeUp { host_boot, hypervisor, memory_bytes, cpus, vcpus_max } => {
                 self.agent_only()?;
-                self.node_up(&NodeReport { host_boot, hypervisor, memory_bytes: *memory_bytes, cpus: *cpus })
+                self.node_up(&NodeReport {
+                    host_boot,
+                    hypervisor,
+                    memory_bytes: *memory_bytes,
+                    cpus: *cpus,
+                    vcpus_max: *vcpus_max,
+                })
             }
             Command::NodeDown => {
                 self.agent_only()?;
@@ -154,29 +160,47 @@ impl Work<'_> {
             }
             Command::ImageRegister { name, size_bytes, sha256 } => {
                 if *self.by != By::Agent {
-                    self.allowed(None, Operation::Administer, "images")?;
+                    self.allowed(About::Cluster, Operation::Administer, "images")?;
                 }
                 self.image_register(name, *size_bytes, sha256)
             }
             Command::ImageForget { name } => {
-                self.allowed(None, Operation::Administer, "images")?;
+                if *self.by != By::Agent {
+                    self.allowed(About::Cluster, Operation::Administer, "images")?;
+                }
                 self.image_forget(name)
             }
             Command::PoolNew { name, network, gateway, reserved } => {
-                self.allowed(None, Operation::Administer, "ipam/new")?;
+                self.allowed(About::Cluster, Operation::Administer, "ipam/new")?;
                 self.pool_new(name, *network, *gateway, reserved)
             }
             Command::PoolDelete { name } => {
-                self.allowed(None, Operation::Administer, "ipam")?;
+                self.allowed(About::Cluster, Operation::Administer, "ipam")?;
                 self.pool_delete(name)
             }
             Command::UserSet { name, role, uid } => {
-                self.allowed(None, Operation::Administer, "users")?;
+                self.allowed(About::Cluster, Operation::Administer, "users")?;
                 self.user_set(name, *role, *uid)
             }
             Command::UserNew { name, role, uid } => {
-                self.allowed(None, Operation::Administer, "users/new")?;
+                self.allowed(About::Cluster, Operation::Administer, "users/new")?;
                 self.user_new(name, *role, *uid)
+            }
+            Command::UserNewWithin { name, role, uid, within } => {
+                self.allowed(About::Cluster, Operation::Administer, "users/new")?;
+                self.user_confined(name, *role, *uid, within, true)
+            }
+            Command::UserSetWithin { name, role, uid, within } => {
+                self.allowed(About::Cluster, Operation::Administer, "users")?;
+                self.user_confined(name, *role, *uid, within, false)
+            }
+            Command::UserDelete { name } => {
+                self.allowed(About::Cluster, Operation::Administer, "users")?;
+                self.user_delete(name)
+            }
+            Command::CertificateRevoke { name, serial } => {
+                self.allowed(About::Cluster, Operation::Administer, "users")?;
+                self.certificate_revoke(name, serial)
             }
         }
     }
@@ -189,11 +213,18 @@ impl Work<'_> {
         }
     }
 
-    pub(super) fn allowed(&self, owner: Option<&str>, operation: Operation, what: &str) -> Result<(), Refusal> {
+    pub(super) fn allowed(&self, about: About, operation: Operation, what: &str) -> Result<(), Refusal> {
         let user = self.user();
-        if self.state.may(user, owner, operation) {
+        if self.state.may(user, about, operation) {
             return Ok(());
         }
+        if !self.state.reaches(user, about) {
+            return Err(Refusal::denied(format!("no permission for {what}: user '{}' is confined", shown(user))));
+        }
+        let owner = match about {
+            About::Vm(id) => self.state.owner_of(id),
+            About::Cluster => None,
+        };
         let role = self.state.user_named(user).map_or("no role".to_owned(), |u| format!("the role {}", u.role));
         let owned = owner.map(|owner| format!(", which is user '{owner}'s")).unwrap_or_default();
         Err(Refusal::denied(format!("no permission for {what}{owned}: user '{}' has {role}", shown(user))))
@@ -250,6 +281,8 @@ impl Work<'_> {
         self.state.cluster = Some(cluster.to_owned());
         let (now, seq) = (self.state.now, self.seq);
         self.state.nodes.insert(FIRST_NODE, Node::new(FIRST_NODE, node, now, seq));
+        // Of kinds without an object the directory is as old as the cluster.
+        [Kind::Vm, Kind::Image].into_iter().for_each(|kind| self.touch_members(kind));
         self.event(Subject::Node(FIRST_NODE, node.into()), What::Created);
         self.user_set(admin, Role::Admin, Some(admin_uid))?;
         let network = DEFAULT_NETWORK.parse().map_err(|e| Refusal::fault(format!("the default network: {e}")))?;

@@ -2,7 +2,7 @@
 
 use super::event::EVENT_SENTENCE_BYTES_MAX;
 use super::vm::{ERROR_BYTES_MAX, FAILURES_MAX};
-use super::{Actual, Desired, HISTORY_MAX, History, NOBODY, Role, State, UserId, Vm, VmId, What};
+use super::{Actual, Desired, HISTORY_MAX, History, NOBODY, Promised, Role, State, UserId, Vm, VmId, What};
 use crate::text::name;
 use imbl::OrdMap;
 use std::collections::BTreeSet;
@@ -43,6 +43,7 @@ impl State {
             .try_for_each(|(id, vm)| holds(&[(*id == vm.id, "its key is its number")], || format!("vm {id}")))?;
         self.check_cluster()?;
         self.check_objects()?;
+        self.check_access()?;
         self.check_names()?;
         self.check_promises()?;
         self.check_leases()
@@ -57,6 +58,7 @@ impl State {
             ((vm.generation == 0) == (vm.actual == Actual::Defined), "generation 0 is never started"),
             ((vm.generation == 0) == vm.node.is_none(), "it is placed when it is first started"),
             (vm.node.is_none_or(|n| self.nodes.contains_key(&n)), "its node exists"),
+            ((vm.promised_bytes > 0) == (vm.promised_cpus > 0), "memory and CPUs are promised together"),
             (!vm.active() || vm.promised_bytes > 0, "what may have a process has memory promised"),
             (
                 vm.active() || vm.retry_at_ms.is_some() || vm.promised_bytes == 0,
@@ -129,10 +131,11 @@ impl State {
     }
 
     fn check_promises(&self) -> Result<(), String> {
-        let mut promised: OrdMap<_, u64> = OrdMap::new();
+        let mut promised: OrdMap<_, Promised> = OrdMap::new();
         for vm in self.vms.values().filter(|vm| vm.promised_bytes > 0) {
             if let Some(node) = vm.node {
-                *promised.entry(node).or_default() += vm.promised_bytes;
+                let node = promised.entry(node).or_default();
+                *node = node.with(vm);
             }
         }
         holds(&[(promised == self.promised, "what is promised is what VMs hold")], || format!("{:?}", self.promised))

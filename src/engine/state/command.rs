@@ -26,8 +26,10 @@ pub enum Command {
         hypervisor: String,
         /// Memory that guests may have there, in bytes.
         memory_bytes: u64,
-        /// Virtual CPUs that guests may have there.
+        /// CPUs of the host.
         cpus: u32,
+        /// Virtual CPUs that all guests there may have together; None: no limit.
+        vcpus_max: Option<u32>,
     },
     /// A node's process is about to end cleanly.
     NodeDown,
@@ -107,6 +109,40 @@ pub enum Command {
         role: super::Role,
         /// The uid on the nodes, for unix sockets and FUSE.
         uid: Option<u32>,
+    },
+    /// As [`Command::UserNew`], for a user who is confined. Since format 2, as all that follow.
+    UserNewWithin {
+        /// The user's name.
+        name: String,
+        /// The role.
+        role: super::Role,
+        /// The uid on the nodes.
+        uid: Option<u32>,
+        /// The VMs that the user is confined to; none: not confined.
+        within: Vec<VmId>,
+    },
+    /// As [`Command::UserSet`], and sets the confinement, which that leaves as it is.
+    UserSetWithin {
+        /// The user's name.
+        name: String,
+        /// The role.
+        role: super::Role,
+        /// The uid on the nodes.
+        uid: Option<u32>,
+        /// The VMs that the user is confined to; none: not confined.
+        within: Vec<VmId>,
+    },
+    /// Forgets a user; refused of the last admin. Objects stay with the name.
+    UserDelete {
+        /// The user's name.
+        name: String,
+    },
+    /// A certificate of a user is not taken any more.
+    CertificateRevoke {
+        /// The user's name.
+        name: String,
+        /// The certificate's serial number, in lower hexadecimal digits.
+        serial: String,
     },
 }
 

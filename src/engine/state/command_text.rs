@@ -1,6 +1,6 @@
 //! A command as text, for the audit trail: as its user might have written it, the object first.
 
-use super::{Command, Conditions, VmReport, VmVerb};
+use super::{Command, Conditions, VmId, VmReport, VmVerb};
 use crate::text::{attrs::quote, duration, size};
 use std::fmt;
 
@@ -10,8 +10,9 @@ impl fmt::Display for Command {
             Command::Init { cluster, node, admin, admin_uid } => {
                 write!(f, "cluster init {} node={node} admin={} uid={admin_uid}", quote(cluster), quote(admin))
             }
-            Command::NodeUp { hypervisor, memory_bytes, cpus, .. } => {
-                write!(f, "node up hypervisor={hypervisor} memory={} cpus={cpus}", size::print(*memory_bytes))
+            Command::NodeUp { hypervisor, memory_bytes, cpus, vcpus_max, .. } => {
+                write!(f, "node up hypervisor={hypervisor} memory={} cpus={cpus}", size::print(*memory_bytes))?;
+                attribute(f, "vcpus-max", vcpus_max.map(|most| most.to_string()).as_deref())
             }
             Command::NodeDown => f.write_str("node down"),
             Command::Barrier => f.write_str("barrier"),
@@ -49,8 +50,27 @@ impl fmt::Display for Command {
                 write!(f, "users/new name={} role={role}", quote(name))?;
                 uid.map_or(Ok(()), |uid| write!(f, " uid={uid}"))
             }
+            Command::UserNewWithin { name, role, uid, within } => {
+                write!(f, "users/new name={} role={role}", quote(name))?;
+                attribute(f, "uid", uid.map(|uid| uid.to_string()).as_deref())?;
+                write!(f, " within={}", paths(within))
+            }
+            Command::UserSetWithin { name, role, uid, within } => {
+                write!(f, "users/{} set role={role}", quote(name))?;
+                attribute(f, "uid", uid.map(|uid| uid.to_string()).as_deref())?;
+                write!(f, " within={}", paths(within))
+            }
+            Command::UserDelete { name } => write!(f, "users/{} delete", quote(name)),
+            Command::CertificateRevoke { name, serial } => {
+                write!(f, "users/{} revoke cert={}", quote(name), quote(serial))
+            }
         }
     }
+}
+
+/// VMs as `within=` has them.
+fn paths(vms: &[VmId]) -> String {
+    vms.iter().map(|id| format!("vms/{id}")).collect::<Vec<_>>().join(",")
 }
 
 fn attribute(f: &mut fmt::Formatter<'_>, key: &str, value: Option<&str>) -> fmt::Result {

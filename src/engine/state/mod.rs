@@ -6,10 +6,11 @@
 //! - `apply.rs`: takes an entry: is it new, is it allowed; then hands each command to the entity that it is about
 //! - `vm.rs`: the VM and its transitions, drawn there; `spec.rs`: what may be asked of one; `vms.rs`: what else a command
 //!   about one touches: names, leases, promises of memory; `placement.rs`: which node it goes to
-//! - `node.rs`, `image.rs`, `user.rs`: the other entities (pools are in the room `ipam`)
+//! - `node.rs`, `image.rs`, `user.rs`: the other entities (pools are in the room `ipam`); `access.rs`: what narrows a user
 //! - `event.rs`, `history.rs`, `directory.rs`: what happened, to what, and when last; `keys.rs`: `id=KEY`
 //! - `encoding.rs`: entries and states as bytes; `check.rs`: every invariant in one function
 
+pub mod access;
 mod apply;
 mod check;
 pub mod command;
@@ -29,6 +30,7 @@ pub mod vm;
 mod vms;
 mod words;
 
+pub use access::{About, Access};
 pub use command::{Command, Conditions, VmReport, VmVerb};
 pub use directory::{Directory, Kind, Touched};
 pub use encoding::DecodeError;
@@ -37,6 +39,7 @@ pub use event::{Event, Subject, What};
 pub use history::{HISTORY_MAX, History};
 pub use image::Image;
 pub use node::Node;
+pub use placement::Promised;
 pub use spec::{Restart, SpecChanges, VmSpec};
 pub use user::{NOBODY, Operation, Role, User};
 pub use vm::{Actual, Desired, Vm};
@@ -100,12 +103,14 @@ pub struct State {
     /// The last applied (boot, n) of each node.
     submitters: OrdMap<NodeId, (u64, u64)>,
     keys: Keys,
-    /// Guest memory promised on each node, in bytes.
-    promised: OrdMap<NodeId, u64>,
+    /// What is promised on each node.
+    promised: OrdMap<NodeId, Promised>,
     last_vm: u64,
     last_image: u64,
     last_user: u64,
     directories: OrdMap<Kind, Directory>,
+    /// Since format 2.
+    access: OrdMap<String, Access>,
 }
 
 impl State {
@@ -164,7 +169,7 @@ impl State {
     }
 
     /// The owner of a VM, for the rights on it.
-    pub fn owner_of(&self, id: VmId) -> Option<&str> {
+    fn owner_of(&self, id: VmId) -> Option<&str> {
         self.vms.get(&id).map(|vm| vm.owner.as_str())
     }
 
@@ -188,9 +193,9 @@ impl State {
         self.nodes.values()
     }
 
-    /// Guest memory promised on a node, in bytes.
-    pub fn memory_promised(&self, node: NodeId) -> u64 {
-        self.promised.get(&node).copied().unwrap_or(0)
+    /// What is promised to guests on a node.
+    pub fn promised(&self, node: NodeId) -> Promised {
+        self.promised.get(&node).copied().unwrap_or_default()
     }
 
     /// An image by name.

@@ -25,8 +25,10 @@ pub struct Node {
     pub hypervisor: String,
     /// Memory that guests may have there, in bytes.
     pub memory_bytes: u64,
-    /// Virtual CPUs of the host.
+    /// CPUs of the host.
     pub cpus: u32,
+    /// Virtual CPUs that all guests there may have together; None: as many as they like, they share the host's.
+    pub vcpus_max: Option<u32>,
     /// The newest stamp of an entry it submitted.
     pub newest_stamp: HybridTime,
     /// Counts the changes of this object.
@@ -50,6 +52,7 @@ impl Node {
             hypervisor: String::new(),
             memory_bytes: 0,
             cpus: 0,
+            vcpus_max: None,
             newest_stamp: now,
             version: 1,
             changed: now,
@@ -71,6 +74,7 @@ pub(super) struct NodeReport<'c> {
     pub(super) hypervisor: &'c str,
     pub(super) memory_bytes: u64,
     pub(super) cpus: u32,
+    pub(super) vcpus_max: Option<u32>,
 }
 
 impl Work<'_> {
@@ -85,6 +89,7 @@ impl Work<'_> {
             earlier_boot = std::mem::replace(&mut node.host_boot, report.host_boot.to_owned());
             report.hypervisor.clone_into(&mut node.hypervisor);
             (node.memory_bytes, node.cpus) = (report.memory_bytes, report.cpus);
+            node.vcpus_max = report.vcpus_max;
         })?;
         if !earlier_boot.is_empty() && earlier_boot != report.host_boot {
             self.host_rebooted(self.node)?;

@@ -2,7 +2,7 @@
 
 use super::apply::Work;
 use super::words::words;
-use super::{Reply, State, Subject, UserId, What};
+use super::{About, Reply, State, Subject, UserId, What};
 use crate::clock::HybridTime;
 use crate::text::attrs::shown;
 use crate::text::{Refusal, name};
@@ -57,9 +57,16 @@ pub struct User {
 }
 
 impl State {
-    /// May this user do this to an object of this owner? The mode bits are made by this, and `apply` asks it again.
-    pub fn may(&self, user: &str, owner: Option<&str>, operation: Operation) -> bool {
+    /// May this user do this to that? The mode bits are made by this, and `apply` asks it again.
+    pub fn may(&self, user: &str, about: About, operation: Operation) -> bool {
+        if !self.reaches(user, about) {
+            return false;
+        }
         let role = self.users.get(user).map(|u| u.role);
+        let owner = match about {
+            About::Vm(id) => self.owner_of(id),
+            About::Cluster => None,
+        };
         match operation {
             Operation::Read => true,
             Operation::Create => role >= Some(Role::Operator),
@@ -91,12 +98,14 @@ impl Work<'_> {
         if known.as_ref().is_some_and(|u| u.role == role && u.uid == uid) {
             return Ok(Reply::Unchanged);
         }
-        let is_admin = |u: &User| u.role == Role::Admin;
-        if role != Role::Admin
-            && known.as_ref().is_some_and(is_admin)
-            && self.state.users.values().filter(|u| is_admin(u)).count() == 1
-        {
-            return Err(Refusal::busy(format!("user '{called}' is busy being the last admin: make another one first")));
+        match &known {
+            Some(user) if role != Role::Admin => self.check_not_last_admin(user)?,
+            _ if role == Role::Admin && self.state.within(called).is_some() => {
+                return Err(Refusal::invalid(format!(
+                    "invalid role=admin: user '{called}' is confined; set role=admin within= lifts that"
+                )));
+            }
+            _ => {}
         }
         if known.is_none() && self.state.users.len() >= USERS_MAX {
             return Err(Refusal::no_space(format!("no capacity: {USERS_MAX} users are the most")));
@@ -116,5 +125,15 @@ impl Work<'_> {
             if known.is_some() { (What::Set, Reply::Done) } else { (What::Created, Reply::Created(id.0)) };
         self.event(Subject::User(called.into()), what);
         Ok(reply)
+    }
+
+    /// A cluster always has somebody who may do everything.
+    pub(super) fn check_not_last_admin(&self, user: &User) -> Result<(), Refusal> {
+        let is_admin = |u: &User| u.role == Role::Admin;
+        if is_admin(user) && self.state.users.values().filter(|u| is_admin(u)).count() == 1 {
+            let name = &user.name;
+            return Err(Refusal::busy(format!("user '{name}' is busy being the last admin: make another one first")));
+        }
+        Ok(())
     }
 }

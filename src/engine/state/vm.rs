@@ -105,6 +105,8 @@ pub struct Vm {
     pub node: Option<NodeId>,
     /// Memory promised to it there, in bytes; 0 when it holds none.
     pub promised_bytes: u64,
+    /// Virtual CPUs promised to it there; 0 when it holds none.
+    pub promised_cpus: u32,
     /// Its address, leased from `new` to the end of `delete`.
     pub ip: Option<IpAddr>,
     /// The process on its node, for people to look at.
@@ -162,6 +164,7 @@ impl Vm {
             version: 0,
             node: None,
             promised_bytes: 0,
+            promised_cpus: 0,
             ip: Some(ip),
             pid: None,
             started: None,
@@ -271,7 +274,8 @@ impl Vm {
             Actual::Defined => Ok(Change::Remove),
             Actual::Stopped | Actual::Failed => {
                 (self.desired, self.actual, self.retry_at_ms) = (Desired::Deleted, Actual::Deleting, None);
-                (self.promised_bytes, self.name) = (0, None);
+                self.give_back();
+                self.name = None;
                 Ok(Change::Now(What::Deleting))
             }
             Actual::Deleting => Ok(Change::Nothing),
@@ -289,7 +293,7 @@ impl Vm {
         }
         (self.name, self.spec) = (name, spec);
         if self.spec.restart == Restart::Never && self.retry_at_ms.take().is_some() {
-            self.promised_bytes = 0;
+            self.give_back();
         }
         Ok(Change::Now(What::Set))
     }
@@ -346,11 +350,17 @@ impl Vm {
         if self.active() { self.ended() } else { Change::Nothing }
     }
 
+    /// It holds nothing of its node any more.
+    fn give_back(&mut self) {
+        (self.promised_bytes, self.promised_cpus) = (0, 0);
+    }
+
     /// A generation begins on this node.
     pub(super) fn begin(&mut self, node: NodeId) -> What {
         self.generation += 1;
         self.actual = Actual::Starting;
-        (self.node, self.promised_bytes) = (Some(node), self.spec.memory_bytes);
+        self.node = Some(node);
+        (self.promised_bytes, self.promised_cpus) = (self.spec.memory_bytes, self.spec.cpus);
         (self.pid, self.started, self.guest_ready) = (None, None, false);
         (self.retry_at_ms, self.stop_grace_ms) = (None, self.spec.grace_ms);
         What::Starting { generation: self.generation }
@@ -368,7 +378,7 @@ impl Vm {
         let pause_ms = RETRY_FIRST_MS.saturating_mul(1 << self.failures.saturating_sub(1).min(16)).min(RETRY_MOST_MS);
         self.retry_at_ms = retried.then(|| now.millis().saturating_add(pause_ms));
         if !retried {
-            self.promised_bytes = 0;
+            self.give_back();
         }
         Change::Now(What::failed(sentence))
     }
@@ -414,7 +424,8 @@ impl Vm {
             return Change::Begin;
         }
         (self.actual, self.pid, self.started, self.guest_ready) = (Actual::Stopped, None, None, false);
-        (self.promised_bytes, self.retry_at_ms) = (0, None);
+        self.give_back();
+        self.retry_at_ms = None;
         Change::Now(What::Stopped)
     }
 

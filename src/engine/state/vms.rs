@@ -1,10 +1,11 @@
 //! Commands about VMs, with what they touch beside the VM itself: names, leases, promises of memory.
 
 use super::apply::Work;
-use super::placement::place;
+use super::placement::{Promised, place};
 use super::vm::Change;
 use super::{
-    By, Conditions, Kind, NodeId, Operation, Reply, SpecChanges, Subject, Vm, VmId, VmReport, VmSpec, VmVerb, What,
+    About, By, Conditions, Kind, NodeId, Operation, Reply, SpecChanges, Subject, Vm, VmId, VmReport, VmSpec, VmVerb,
+    What,
 };
 use crate::text::attrs::shown;
 use crate::text::{Refusal, name, nearest};
@@ -17,7 +18,7 @@ const LISTED_MAX: usize = 8;
 
 impl Work<'_> {
     pub(super) fn vm_new(&mut self, called: Option<&str>, spec: &VmSpec) -> Result<Reply, Refusal> {
-        self.allowed(None, Operation::Create, "vms/new")?;
+        self.allowed(About::Cluster, Operation::Create, "vms/new")?;
         spec.check()?;
         if let Some(called) = called {
             self.check_vm_name(called, None)?;
@@ -72,7 +73,7 @@ impl Work<'_> {
 
     pub(super) fn vm_verb(&mut self, id: VmId, verb: &VmVerb, conditions: &Conditions) -> Result<Reply, Refusal> {
         let mut vm = self.vm_there(id)?;
-        self.allowed(Some(&vm.owner), Operation::Control, &format!("vm {id}"))?;
+        self.allowed(About::Vm(id), Operation::Control, &format!("vm {id}"))?;
         if let Some(wanted) = conditions.version.filter(|v| *v != vm.version) {
             let sentence = format!("version={wanted} did not match: vm {id} has version {} by now", vm.version);
             return Err(Refusal::stale(sentence));
@@ -199,10 +200,10 @@ impl Work<'_> {
 
     /// Takes back what the VM was promised before, and promises what it is to have now.
     fn promise(&mut self, old: Option<&Vm>, new: &Vm) {
-        for (vm, with) in [(old, u64::saturating_sub as fn(u64, u64) -> u64), (Some(new), u64::saturating_add)] {
-            let Some((node, bytes)) = vm.and_then(|vm| Some((vm.node?, vm.promised_bytes))) else { continue };
-            match with(self.state.memory_promised(node), bytes) {
-                0 => self.state.promised.remove(&node),
+        for (vm, with) in [(old, Promised::without as fn(Promised, &Vm) -> Promised), (Some(new), Promised::with)] {
+            let Some((vm, node)) = vm.and_then(|vm| Some((vm, vm.node?))) else { continue };
+            match with(self.state.promised(node), vm) {
+                nothing if nothing == Promised::default() => self.state.promised.remove(&node),
                 promised => self.state.promised.insert(node, promised),
             };
         }

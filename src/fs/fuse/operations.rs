@@ -2,7 +2,7 @@
 
 use super::files::Files;
 use super::waiting::{WAITING_MAX, Waiting};
-use crate::fs::tree::{Answer, Caller, Creation, Kind, OpenMode, Place, Stat, Tree};
+use crate::fs::tree::{Answer, Caller, Creation, Credential, Kind, OpenMode, Place, Stat, Tree};
 use crate::text::{Code, Refusal};
 use bytes::Bytes;
 use polyfuse::reply::{AttrOut, EntryOut, FileAttr, OpenOut, ReaddirOut, StatfsOut, WriteOut};
@@ -118,7 +118,7 @@ impl Front {
     }
 
     fn who(&self, request: &Request) -> Caller {
-        self.tree.caller(Some(request.uid()), "the uid of the process, by FUSE", "fuse")
+        self.tree.caller(&Credential::Uid(request.uid()), "the uid of the process, by FUSE", "fuse")
     }
 
     fn dispatch(&self, request: Request) -> io::Result<()> {

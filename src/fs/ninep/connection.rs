@@ -87,6 +87,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
         let Some((header, body)) = self.input.message(self.session.size_max())? else { return Ok(false) };
         self.session.handle(header, body, &mut self.output)?;
+        self.session.count();
         self.input.consume(header);
         Ok(true)
     }

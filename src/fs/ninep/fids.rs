@@ -99,6 +99,11 @@ impl Fids {
         self.table.insert(number, fid);
     }
 
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.table.len()
+    }
+
     /// Takes a fid out.
     pub fn remove(&mut self, number: u32) -> Result<Fid, Failure> {
         match self.table.entry(number) {

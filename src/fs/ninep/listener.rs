@@ -1,10 +1,11 @@
-//! Where the server listens: unix sockets, and TCP on loopback.
+//! Where the server listens: unix sockets, TLS, TCP on loopback; and, where it is told to, TCP that proves nothing.
 
-use super::peer::Peer;
+use crate::ninep::identity::IdentityError;
+use crate::ninep::tls;
 use crate::text::Dial;
+use crate::text::dial::ANY_HOST;
 use std::io;
-use std::net::SocketAddr;
-use std::ops::Range;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,12 +28,26 @@ pub enum ListenError {
     #[error("{0} exists and is not a socket; remove it, or listen somewhere else")]
     NotASocket(Dial),
     /// Plain TCP is for this machine alone.
-    #[error("not permitted: {dial} is {address}, and plain TCP is served on loopback only, such as tcp!127.0.0.1!564")]
+    #[error(
+        "not permitted: {dial} is {address}, and plain TCP is served on loopback only, such as tcp!127.0.0.1!564; \
+         listen on tls!HOST!PORT, or, for everybody to read and nobody to write, with --insecure-listen"
+    )]
     NotLoopback {
         /// Where it should have listened.
         dial: Dial,
         /// What that is.
         address: SocketAddr,
+    },
+    /// Only plain TCP can be insecure.
+    #[error("invalid insecure listener {0}: only a tcp! dial string can be one; the others know who is there")]
+    NotInsecure(Dial),
+    /// TLS without an identity.
+    #[error("can't listen on {dial}: {source}")]
+    Identity {
+        /// Where.
+        dial: Dial,
+        /// What is wrong with it.
+        source: IdentityError,
     },
     /// The host has no address.
     #[error("not found: {0} has no address")]
@@ -49,70 +64,101 @@ pub enum ListenError {
 
 /// A place where the server listens.
 pub(super) enum Listener {
-    Tcp(TcpListener),
+    /// Plain TCP of this machine alone: the kernel knows who is there.
+    Loopback(TcpListener),
+    /// Plain TCP of which nothing is believed.
+    Insecure(TcpListener),
+    Tls(TcpListener, tls::Acceptor),
     Unix(UnixListener, SocketFile),
 }
 
-/// A stream that was accepted, and who is at its other end.
+/// A stream that was accepted.
 pub(super) enum Accepted {
-    Tcp(TcpStream, SocketAddr),
+    Loopback(TcpStream, SocketAddr),
+    Insecure(TcpStream, SocketAddr),
+    Tls(TcpStream, SocketAddr, tls::Acceptor),
     Unix(UnixStream),
 }
 
 impl Listener {
-    pub async fn bind(dial: &Dial) -> Result<Listener, ListenError> {
+    /// Listens there; `acceptor` is asked for where TLS is spoken.
+    pub async fn bind(
+        dial: &Dial,
+        acceptor: impl FnOnce() -> Result<tls::Acceptor, IdentityError>,
+    ) -> Result<Listener, ListenError> {
         match dial {
-            Dial::Tcp { host, port } => bind_tcp(dial, host, *port).await.map(Listener::Tcp),
+            Dial::Tcp { host, port } => {
+                let addresses = addresses(dial, host, *port).await?;
+                match addresses.iter().find(|address| !address.ip().is_loopback()) {
+                    Some(address) => Err(ListenError::NotLoopback { dial: dial.clone(), address: *address }),
+                    None => bind_tcp(dial, &addresses).await.map(Listener::Loopback),
+                }
+            }
+            Dial::Tls { host, port } => {
+                let acceptor = acceptor().map_err(|source| ListenError::Identity { dial: dial.clone(), source })?;
+                let listener = bind_tcp(dial, &addresses(dial, host, *port).await?).await?;
+                Ok(Listener::Tls(listener, acceptor))
+            }
             Dial::Unix(path) => bind_unix(dial, path).await,
         }
     }
 
+    /// Listens on plain TCP, wherever that is.
+    pub async fn bind_insecure(dial: &Dial) -> Result<Listener, ListenError> {
+        let Dial::Tcp { host, port } = dial else { return Err(ListenError::NotInsecure(dial.clone())) };
+        bind_tcp(dial, &addresses(dial, host, *port).await?).await.map(Listener::Insecure)
+    }
+
     /// Where it really listens: port 0 has become a port.
     pub fn dial(&self) -> io::Result<Dial> {
-        match self {
-            Listener::Tcp(listener) => {
-                let address = listener.local_addr()?;
-                Ok(Dial::Tcp { host: address.ip().to_string(), port: address.port() })
+        let place = |listener: &TcpListener| listener.local_addr().map(|at| (at.ip().to_string(), at.port()));
+        Ok(match self {
+            Listener::Loopback(listener) | Listener::Insecure(listener) => {
+                let (host, port) = place(listener)?;
+                Dial::Tcp { host, port }
             }
-            Listener::Unix(_, file) => Ok(Dial::Unix(file.path.clone())),
-        }
+            Listener::Tls(listener, _) => {
+                let (host, port) = place(listener)?;
+                Dial::Tls { host, port }
+            }
+            Listener::Unix(_, file) => Dial::Unix(file.path.clone()),
+        })
     }
 
     pub async fn accept(&self) -> io::Result<Accepted> {
-        match self {
-            Listener::Tcp(listener) => listener.accept().await.map(|(stream, peer)| Accepted::Tcp(stream, peer)),
-            Listener::Unix(listener, _) => listener.accept().await.map(|(stream, _)| Accepted::Unix(stream)),
-        }
-    }
-}
-
-impl Accepted {
-    /// Who is there. Reads a table of the kernel for TCP, which can be long on a machine with many connections.
-    pub async fn peer(&self, guests_uids: Option<Range<u32>>) -> io::Result<Peer> {
-        match self {
-            Accepted::Unix(stream) => Peer::of_unix(stream, guests_uids),
-            Accepted::Tcp(stream, peer) => {
-                let (peer, own) = (*peer, stream.local_addr()?);
-                if !peer.ip().is_loopback() {
-                    return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("{peer} is not on loopback")));
-                }
-                let looked_up = tokio::task::spawn_blocking(move || Peer::of_loopback(peer, own, guests_uids));
-                looked_up.await.map_err(io::Error::other)?
+        Ok(match self {
+            Listener::Loopback(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                Accepted::Loopback(stream, peer)
             }
-        }
+            Listener::Insecure(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                Accepted::Insecure(stream, peer)
+            }
+            Listener::Tls(listener, acceptor) => {
+                let (stream, peer) = listener.accept().await?;
+                Accepted::Tls(stream, peer, acceptor.clone())
+            }
+            Listener::Unix(listener, _) => Accepted::Unix(listener.accept().await?.0),
+        })
     }
 }
 
-async fn bind_tcp(dial: &Dial, host: &str, port: u16) -> Result<TcpListener, ListenError> {
-    let refused = |source| ListenError::Refused { dial: dial.clone(), source };
-    let mut addresses = tokio::net::lookup_host((host, port)).await.map_err(refused)?;
-    let address = addresses.next().ok_or_else(|| ListenError::NoAddress(dial.clone()))?;
-    if let Some(address) = [address].into_iter().chain(addresses).find(|a| !a.ip().is_loopback()) {
-        return Err(ListenError::NotLoopback { dial: dial.clone(), address });
+/// The addresses of a dial string; `*` is every one of this machine, of both families where there are both.
+async fn addresses(dial: &Dial, host: &str, port: u16) -> Result<Vec<SocketAddr>, ListenError> {
+    if host == ANY_HOST {
+        return Ok(vec![(Ipv6Addr::UNSPECIFIED, port).into(), (Ipv4Addr::UNSPECIFIED, port).into()]);
     }
-    TcpListener::bind(address).await.map_err(|source| match source.kind() {
+    let refused = |source| ListenError::Refused { dial: dial.clone(), source };
+    let found: Vec<_> = tokio::net::lookup_host((host, port)).await.map_err(refused)?.collect();
+    if found.is_empty() { Err(ListenError::NoAddress(dial.clone())) } else { Ok(found) }
+}
+
+/// Listens on the first of the addresses that this machine has.
+async fn bind_tcp(dial: &Dial, addresses: &[SocketAddr]) -> Result<TcpListener, ListenError> {
+    TcpListener::bind(addresses).await.map_err(|source| match source.kind() {
         io::ErrorKind::AddrInUse => ListenError::Taken(dial.clone()),
-        _ => refused(source),
+        _ => ListenError::Refused { dial: dial.clone(), source },
     })
 }
 

@@ -1,13 +1,15 @@
-//! The 9P server, in three dialects: the tree over unix sockets and loopback TCP. Knows `tree`, `ninep` and `text`.
+//! The 9P server, in three dialects: the tree over unix sockets, TLS and TCP. Knows `tree`, `sessions`, `ninep` and `text`.
 //!
-//! - [`listener`] and [`peer`]: where it listens, and who is at the other end
-//! - [`connection`]: bytes in, bytes out, backpressure
+//! - [`listener`], [`peer`], [`sock_diag`], [`entrance`]: where it listens, who is at the other end, and whether they may come in
+//! - [`connection`], over a [`counted`] stream: bytes in, bytes out, backpressure
 //! - [`session`]: messages; `fids` is its table, `waiting` holds what can't be answered at once
 //! - `files`, `attributes`: what the messages do; `plain` those that 9P2000.L has not
 //! - [`limits`]: what is bounded
 
 mod attributes;
 mod connection;
+mod counted;
+mod entrance;
 mod fids;
 mod files;
 pub mod limits;
@@ -15,17 +17,21 @@ mod listener;
 mod peer;
 mod plain;
 mod session;
+mod sock_diag;
 mod waiting;
 
 pub use listener::ListenError;
 
+use super::sessions::Sessions;
 use super::tree::Tree;
+use crate::ninep::identity::{Identity, IdentityError};
+use crate::ninep::tls;
 use crate::text::Dial;
-use connection::Connection;
+use entrance::Entrance;
 use listener::{Accepted, Listener};
-use session::Session;
 use std::io;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinSet};
@@ -37,6 +43,12 @@ pub struct Options {
     /// The uids under which guests run on this machine, if they are theirs alone; whoever has one is nobody. None: they run
     /// as somebody whose word counts, so that over TCP nobody is believed.
     pub guests_uids: Option<Range<u32>>,
+    /// Where plain TCP is served although nothing is known of who is there: everybody is nobody.
+    pub insecure: Vec<Dial>,
+    /// The node's identity, for TLS.
+    pub identity: PathBuf,
+    /// Where connections are entered.
+    pub sessions: Arc<Sessions>,
 }
 
 /// A 9P server that has its sockets, but takes no connections yet.
@@ -52,9 +64,12 @@ impl Server {
     /// # Errors
     /// The first that can't be had; then none is kept.
     pub async fn bind(tree: Arc<dyn Tree>, dials: &[Dial], options: Options) -> Result<Server, ListenError> {
-        let mut listeners = Vec::with_capacity(dials.len());
+        let mut listeners = Vec::with_capacity(dials.len() + options.insecure.len());
         for dial in dials {
-            listeners.push(Listener::bind(dial).await?);
+            listeners.push(Listener::bind(dial, || acceptor(&tree, &options)).await?);
+        }
+        for dial in &options.insecure {
+            listeners.push(Listener::bind_insecure(dial).await?);
         }
         Ok(Server { tree, listeners, options })
     }
@@ -70,21 +85,27 @@ impl Server {
     /// Serves until `stop`; then ends all connections and removes its sockets.
     pub async fn serve(self, stop: CancellationToken) {
         let places = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
+        let entrance = Arc::new(Entrance::new(self.tree, self.options.guests_uids, self.options.sessions));
         let mut acceptors = JoinSet::new();
         for listener in self.listeners {
-            let (tree, options) = (self.tree.clone(), self.options.clone());
-            let acceptor = Acceptor { listener, tree, options, places: places.clone() };
+            let acceptor = Acceptor { listener, entrance: entrance.clone(), places: places.clone() };
             acceptors.spawn(acceptor.run(stop.clone()));
         }
         while acceptors.join_next().await.is_some() {}
     }
 }
 
+/// Reads the node's identity, anew for each listener. Whoever has a certificate is asked about at the tree.
+fn acceptor(tree: &Arc<dyn Tree>, options: &Options) -> Result<tls::Acceptor, IdentityError> {
+    let tree = tree.clone();
+    let admit = move |holder: &_| tree.admit(&entrance::credential(holder)).map_err(|refusal| refusal.sentence);
+    tls::Acceptor::new(&Identity::read(&options.identity)?, Arc::new(admit))
+}
+
 /// One listener and its connections.
 struct Acceptor {
     listener: Listener,
-    tree: Arc<dyn Tree>,
-    options: Options,
+    entrance: Arc<Entrance>,
     /// Of all listeners together.
     places: Arc<Semaphore>,
 }
@@ -113,29 +134,12 @@ impl Acceptor {
             tracing::warn!("a connection was refused: there are {} already", limits::CONNECTIONS_MAX);
             return;
         };
-        let (tree, guests_uids) = (self.tree.clone(), self.options.guests_uids.clone());
+        let entrance = self.entrance.clone();
         connections.spawn(async move {
             let _place = place;
-            match accepted.peer(guests_uids).await {
-                Ok(peer) => converse(accepted, Session::new(tree, peer)).await,
-                Err(error) => tracing::warn!(%error, "it is not known who connected"),
-            }
+            entrance.serve(accepted).await;
         });
     }
-}
-
-async fn converse(accepted: Accepted, session: Session) {
-    let end = match accepted {
-        Accepted::Unix(stream) => Connection::new(stream, session).run().await,
-        Accepted::Tcp(stream, peer) => {
-            // Answers are gathered before they are sent: there is nothing for Nagle's algorithm to wait for.
-            if let Err(error) = stream.set_nodelay(true) {
-                tracing::debug!(%peer, %error, "TCP_NODELAY could not be set");
-            }
-            Connection::new(stream, session).run().await
-        }
-    };
-    tracing::debug!(%end, "a 9P connection has ended");
 }
 
 /// A panic ends its own connection, and no other.

@@ -7,7 +7,7 @@ use crate::ninep::field::Field;
 use crate::ninep::stat::{Counted, mode, open};
 use crate::ninep::{Dialect, Extended, NumericId, Reply, Stat};
 use crate::text::{Code, Refusal};
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 
 /// The name of what was attached to: stat(5).
 const ROOT_NAME: &str = "/";
@@ -96,6 +96,9 @@ impl Session {
         answer: &mut Answerer<'_>,
     ) -> Result<(), Failure> {
         let room = usize::try_from(count).unwrap_or(usize::MAX).min(self.data_max());
+        if room == 0 {
+            return answer.data(Bytes::new(), 0);
+        }
         let mut bytes = std::mem::take(&mut self.scratch);
         bytes.clear();
         let listed = self.list_stats(number, offset, room, answer.dialect, &mut bytes);

@@ -4,6 +4,7 @@
 use super::fids::{Fid, Fids};
 use super::peer::Peer;
 use super::waiting::{Ended, Finished, Waiting, What};
+use crate::fs::sessions::Session as Counted;
 use crate::fs::tree::{Caller, Creation, Identity, Kind, Place, Tree};
 use crate::ninep::frame::Output;
 use crate::ninep::{
@@ -75,6 +76,8 @@ struct Agreed {
 pub(super) struct Session {
     pub(super) tree: Arc<dyn Tree>,
     peer: Peer,
+    /// Where it is counted.
+    counted: Arc<Counted>,
     /// Agreed on by Tversion; no session before that.
     agreed: Option<Agreed>,
     /// Who attached last; whose `/err` is told of refusals that belong to no fid.
@@ -138,9 +141,14 @@ fn trace(line: &dyn std::fmt::Display) {
 
 impl Session {
     /// A session in which nothing has been said.
-    pub fn new(tree: Arc<dyn Tree>, peer: Peer) -> Self {
+    pub fn new(tree: Arc<dyn Tree>, peer: Peer, counted: Arc<Counted>) -> Self {
         let (fids, waiting, scratch) = (Fids::default(), Waiting::default(), BytesMut::new());
-        Session { tree, peer, agreed: None, caller: None, fids, waiting, scratch }
+        Session { tree, peer, counted, agreed: None, caller: None, fids, waiting, scratch }
+    }
+
+    /// A message was handled.
+    pub fn count(&self) {
+        self.counted.handled(self.fids.len(), self.waiting.len());
     }
 
     /// Has a version been agreed on?
@@ -277,6 +285,7 @@ impl Session {
                 .refuse(own(Code::Invalid, format!("invalid msize {asked}: {MSIZE_MIN} is the least")), &mut answer);
         }
         self.agreed = Some(Agreed { dialect, msize });
+        self.counted.agreed(dialect.name(), msize);
         answer.reply(&Reply::Version { msize, version: dialect.name() })
     }
 
@@ -286,7 +295,7 @@ impl Session {
             return Err(own(Code::Invalid, "invalid afid: authentication is not required, so it must be NOFID"));
         }
         self.fids.check_free(fid)?;
-        let who = Arc::new(self.tree.caller(self.peer.uid, self.peer.recognised_by, answer.dialect.name()));
+        let who = Arc::new(self.peer.caller(&*self.tree, answer.dialect.name()));
         self.caller = Some(who.clone());
         let (root, kind) = (Place::ROOT, Kind::Directory);
         let mut at = Fid { who, root, place: root, kind, open: None, running: 0 };

@@ -90,6 +90,11 @@ impl Waiting {
         self.requests.contains_key(&tag) || self.flushes.contains_key(&tag)
     }
 
+    /// How many requests wait.
+    pub fn len(&self) -> usize {
+        self.requests.len()
+    }
+
     /// May another request wait?
     ///
     /// # Errors

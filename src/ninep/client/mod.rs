@@ -1,4 +1,4 @@
-//! A client of 9P2000.L over unix sockets and TCP: many requests at a time, each cancelled when its future is dropped, each
+//! A client of 9P2000.L over unix sockets, TCP and TLS: many requests at a time, each cancelled when its future is dropped, each
 //! but a read with a deadline.
 
 mod connection;
@@ -7,12 +7,14 @@ mod path;
 pub use path::Follow;
 
 use super::field::{Cursor, DirEntry, Field, Malformed};
+use super::identity::{Identity, IdentityError};
 use super::linux::{AT_REMOVEDIR, Attributes, getattr, mode, open};
-use super::{Data, Dialect, MSIZE_MAX, MSIZE_MIN, NOFID, NumericId, Qid, Reply, Request, VERSION_L};
+use super::{Data, Dialect, MSIZE_MAX, MSIZE_MIN, NOFID, NumericId, Qid, Reply, Request, VERSION_L, tls};
 use crate::text::Dial;
 use bytes::Bytes;
 use connection::{Answered, Connection};
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpStream, UnixStream};
@@ -40,6 +42,17 @@ pub enum ClientError {
         /// What the kernel says.
         source: io::Error,
     },
+    /// TLS could not be agreed on.
+    #[error("can't connect to {dial}: {why}")]
+    Insecure {
+        /// Where.
+        dial: Dial,
+        /// Why.
+        why: String,
+    },
+    /// Who we are is not known.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     /// The connection has ended.
     #[error("the connection to the server has ended: {0}")]
     Closed(String),
@@ -103,6 +116,12 @@ impl Drop for Client {
     }
 }
 
+async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect((host, port)).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
 impl Client {
     /// Connects and attaches.
     ///
@@ -117,14 +136,24 @@ impl Client {
     /// # Errors
     /// As [`Client::connect`].
     pub async fn connect_to(dial: &Dial, aname: &str) -> Result<Client, ClientError> {
+        Client::connect_as(dial, aname, None).await
+    }
+
+    /// The same, over TLS as this identity; none: the usual one.
+    ///
+    /// # Errors
+    /// As [`Client::connect`], and what is wrong with the identity or with the server's.
+    pub async fn connect_as(dial: &Dial, aname: &str, identity: Option<&Path>) -> Result<Client, ClientError> {
         within(CONNECT_WITHIN, async {
             let unreachable = |source| ClientError::Unreachable { dial: dial.clone(), source };
             let connection = match dial {
                 Dial::Unix(path) => Connection::start(UnixStream::connect(path).await.map_err(unreachable)?, MSIZE),
-                Dial::Tcp { host, port } => {
-                    let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(unreachable)?;
-                    stream.set_nodelay(true).map_err(unreachable)?;
-                    Connection::start(stream, MSIZE)
+                Dial::Tcp { host, port } => Connection::start(tcp(host, *port).await.map_err(unreachable)?, MSIZE),
+                Dial::Tls { host, port } => {
+                    let identity = Identity::read(&identity.map_or_else(Identity::usual_path, Path::to_owned))?;
+                    let stream = tcp(host, *port).await.map_err(unreachable)?;
+                    let insecure = |why| ClientError::Insecure { dial: dial.clone(), why };
+                    Connection::start(tls::connect(&identity, host, stream).await.map_err(insecure)?, MSIZE)
                 }
             };
             let client = Client { connection };

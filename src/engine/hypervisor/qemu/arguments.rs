@@ -4,6 +4,7 @@ use super::{Accelerator, files};
 use crate::engine::hypervisor::{Machine, Nic};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
 
 /// Descriptors that the process is started with (`launch.rs`): three listening sockets and the files to boot.
 pub(super) const MONITOR_FD: u32 = 0;
@@ -49,10 +50,11 @@ pub(super) fn arguments(machine: &Machine, accelerator: Accelerator) -> Vec<Stri
             "-blockdev",
             format!(
                 "driver=qcow2,node-name=disk,file.driver=file,file.filename={}",
-                escape(&disk.display().to_string())
+                escape(&from_run_dir(disk, &machine.run_dir).display().to_string())
             ),
         );
-        line.add("-device", "virtio-blk-pci,drive=disk");
+        // A disk that fails is the guest's to see: by default QEMU stops the guest when the host's file system is full.
+        line.add("-device", "virtio-blk-pci,drive=disk,werror=report,rerror=report");
     }
     if let Some(nic) = &machine.nic {
         match &nic.tap {
@@ -99,6 +101,12 @@ fn spare_v6(of_guest: Ipv6Network, gateway: Ipv6Addr) -> Ipv6Addr {
     let last = u128::from(of_guest.broadcast());
     let free = |a: &Ipv6Addr| *a != of_guest.ip() && *a != gateway;
     (1..=3).map(|back| Ipv6Addr::from(last.wrapping_sub(back))).find(free).unwrap_or(gateway)
+}
+
+/// A VM's disk lies beside its run folders: the way there by `..` needs no right on the folders above.
+fn from_run_dir(disk: &Path, run_dir: &Path) -> PathBuf {
+    let beside = run_dir.parent().and_then(|of_vm| disk.strip_prefix(of_vm).ok());
+    beside.map_or_else(|| disk.to_owned(), |disk| Path::new("..").join(disk))
 }
 
 struct Line(Vec<String>);
@@ -182,7 +190,7 @@ mod tests {
             kernel: "kernel".into(),
             initrd: "initrd".into(),
             cmdline: "quiet".into(),
-            disk: Some("/a,b/disk".into()),
+            disk: Some("/a,b/di,sk".into()),
             nic: Some(Nic {
                 tap: None,
                 mac: "52:54:00:00:00:01".into(),
@@ -195,7 +203,7 @@ mod tests {
         };
         let line = arguments(&machine, Accelerator::Kvm).join(" ");
         assert!(line.contains("guest=/a,,b/1,debug-threads=on"), "{line}");
-        assert!(line.contains("file.filename=/a,,b/disk"), "{line}");
+        assert!(line.contains("file.filename=../di,,sk"), "{line}");
         assert!(line.contains("blixard.ip=10.42.0.2/16 blixard.gw=10.42.0.1"), "{line}");
         assert!(!line.contains("tsc_early_khz"), "only for emulation: {line}");
     }

@@ -5,6 +5,7 @@
 //! would be by rewriting the file. While we are away nobody punches: a guest that chatters then fills as much as it
 //! says.
 
+use super::files;
 use crate::engine::hypervisor::{CONSOLE_LOG_BYTES_MAX, Console, HypervisorError};
 use bytes::Bytes;
 use rustix::fs::{FallocateFlags, fallocate};
@@ -82,7 +83,7 @@ async fn carry(stream: UnixStream, log: PathBuf, output: broadcast::Sender<Bytes
 /// Gives back the blocks of all but the last [`CONSOLE_LOG_BYTES_MAX`] bytes.
 fn trim(log: &Path) {
     let punch = || -> std::io::Result<()> {
-        let file = std::fs::File::options().write(true).open(log)?;
+        let file = files::open(log, std::fs::File::options().write(true))?;
         let surplus = file.metadata()?.len().saturating_sub(CONSOLE_LOG_BYTES_MAX);
         if surplus > 0 {
             fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, surplus)?;
@@ -99,7 +100,7 @@ fn trim(log: &Path) {
 
 /// The last [`CONSOLE_LOG_BYTES_MAX`] bytes of output, from the beginning of a line if anything is left out.
 pub(super) fn past(log: &Path) -> std::io::Result<Vec<u8>> {
-    let mut file = match std::fs::File::open(log) {
+    let mut file = match files::open(log, std::fs::File::options().read(true)) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other?,
     };
@@ -139,5 +140,25 @@ mod tests {
         assert!(text.starts_with(b"xxx") && text.ends_with(b"x\n"), "whole lines");
         file.write_all(b"more\n").unwrap();
         assert!(past(&log).unwrap().ends_with(b"x\nmore\n"), "what comes after a trim is kept");
+    }
+
+    #[test]
+    fn what_a_machine_puts_in_place_of_its_log_is_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (secret, log) = (folder.path().join("secret"), folder.path().join("log"));
+        std::fs::write(&secret, vec![b's'; 2 * CONSOLE_LOG_BYTES_MAX as usize]).unwrap();
+        let before = std::fs::metadata(&secret).unwrap().blocks();
+        let refused = |what: &str| {
+            assert!(past(&log).is_err(), "{what}");
+            trim(&log);
+            std::fs::remove_file(&log).unwrap();
+        };
+        std::os::unix::fs::symlink(&secret, &log).unwrap();
+        refused("a symbolic link");
+        std::fs::hard_link(&secret, &log).unwrap();
+        refused("a hard link");
+        rustix::fs::mknodat(rustix::fs::CWD, &log, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        refused("a pipe, which would never open");
+        assert_eq!(std::fs::metadata(&secret).unwrap().blocks(), before, "no hole in what is not the machine's");
     }
 }

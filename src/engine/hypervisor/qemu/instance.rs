@@ -16,6 +16,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// How long the guest's agent may take to say that it powers off; then the power button has to do.
 const POWER_OFF_WITHIN: Duration = Duration::from_secs(2);
+/// How long a process whose guest went off may take to end by itself; then it is killed.
+const QUITS_WITHIN: Duration = Duration::from_secs(10);
 
 /// A process, its three connections, and who watches for its end.
 #[derive(Debug)]
@@ -41,12 +43,15 @@ impl QemuInstance {
     ) -> Result<QemuInstance, HypervisorError> {
         // Listening before asking: an end between the two is seen by one of them.
         let events = monitor.events();
-        let off = status(&monitor).await? == "shutdown";
+        let found = stopped_for_good(&status(&monitor).await?);
         let (process, monitor, killed) = (Arc::new(process), Arc::new(monitor), Arc::new(AtomicBool::new(false)));
         let (ended, exit) = watch::channel(None);
-        let watching = watch_end(process.clone(), monitor.clone(), events, off, killed.clone(), run_dir);
+        let watching = watch_end(process.clone(), monitor.clone(), events, killed.clone(), run_dir);
         let watcher = tokio::spawn(async move {
-            let exit = watching.await;
+            let exit = match found {
+                Some(exit) => exit,
+                None => watching.await,
+            };
             ended.send_replace(Some(exit));
         });
         let _watcher = AbortOnDropHandle::new(watcher);
@@ -60,23 +65,39 @@ async fn status(monitor: &Monitor) -> Result<String, HypervisorError> {
     Ok(said.get("status").and_then(serde_json::Value::as_str).unwrap_or_default().to_owned())
 }
 
-/// Until the process is gone. A guest that went off leaves its process to us: it has done its work.
+/// What a machine came to that will never run again, though its process is there.
+fn stopped_for_good(status: &str) -> Option<Exit> {
+    match status {
+        "shutdown" => Some(Exit::PoweredOff),
+        "internal-error" => Some(Exit::Crashed(
+            "QEMU stopped the guest for an error of its own or of KVM: what it did can't be run here; see the log"
+                .to_owned(),
+        )),
+        _ => None,
+    }
+}
+
+/// Until the machine is no more. A guest that went off leaves its process to us.
 async fn watch_end(
     process: Arc<Process>,
     monitor: Arc<Monitor>,
     mut events: broadcast::Receiver<Event>,
-    mut off: bool,
     killed: Arc<AtomicBool>,
     run_dir: PathBuf,
 ) -> Exit {
-    while !off {
+    loop {
         tokio::select! {
             () = process.ended() => break,
             event = events.recv() => match event {
-                Ok(Event::GuestShutdown) => off = true,
+                Ok(Event::GuestShutdown) => return Exit::PoweredOff,
                 Ok(Event::GuestReset) => tracing::info!(run_dir = %run_dir.display(), "the guest has reset itself"),
-                // Lost events: ask. A closed monitor: the process is ending.
-                Err(broadcast::error::RecvError::Lagged(_)) => off = status(&monitor).await.is_ok_and(|s| s == "shutdown"),
+                // Lost events, or stopped CPUs: ask for what.
+                Ok(Event::Stopped) | Err(broadcast::error::RecvError::Lagged(_)) => {
+                    if let Some(exit) = status(&monitor).await.ok().and_then(|status| stopped_for_good(&status)) {
+                        return exit;
+                    }
+                }
+                // A closed monitor: the process is ending.
                 Err(broadcast::error::RecvError::Closed) => {
                     process.ended().await;
                     break;
@@ -84,14 +105,7 @@ async fn watch_end(
             },
         }
     }
-    if off && monitor.execute("quit").await.is_err() {
-        // It may be gone already, or hang; either way it has to go.
-        let _ = process.kill();
-    }
-    process.ended().await;
-    if off {
-        Exit::PoweredOff
-    } else if killed.load(Ordering::Relaxed) {
+    if killed.load(Ordering::Relaxed) {
         Exit::Killed
     } else {
         let said = complaint("qemu", &run_dir);
@@ -108,7 +122,7 @@ impl Instance for QemuInstance {
     async fn running(&self) -> Result<Running, HypervisorError> {
         match status(&self.monitor).await?.as_str() {
             "running" => Ok(Running::Running),
-            "shutdown" => Err(HypervisorError::Gone),
+            status if stopped_for_good(status).is_some() => Err(HypervisorError::Gone),
             _ => Ok(Running::Paused),
         }
     }
@@ -140,6 +154,19 @@ impl Instance for QemuInstance {
         let told = exit.wait_for(Option::is_some).await.ok().and_then(|exit| exit.clone());
         // The watcher lives as long as we do.
         told.unwrap_or_else(|| Exit::Crashed("nobody watched its end".to_owned()))
+    }
+
+    async fn discard(&self) {
+        let quits = async {
+            // It may be gone already, or hang; the deadline is for both.
+            let _ = self.monitor.execute("quit").await;
+            self.process.ended().await;
+        };
+        if tokio::time::timeout(QUITS_WITHIN, quits).await.is_err()
+            && let Err(error) = self.process.kill()
+        {
+            tracing::warn!(pid = self.record.pid, %error, "does not quit and can't be killed");
+        }
     }
 
     async fn guest_ready(&self) -> Result<(), HypervisorError> {

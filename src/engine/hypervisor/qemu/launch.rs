@@ -9,7 +9,7 @@ use super::channel::Channel;
 use super::console::ConsoleLine;
 use super::instance::QemuInstance;
 use super::monitor::Monitor;
-use super::{Accelerator, files, record_of};
+use super::{Accelerator, as_user, files, record_of};
 use crate::engine::host::command::package;
 use crate::engine::host::process::{Process, boot_id};
 use crate::engine::hypervisor::{HypervisorError, Instance, Machine, Record, Spawned, no_record};
@@ -34,12 +34,22 @@ pub(super) async fn launch(
     check_kernel(&machine.kernel)?;
     readable(&machine.initrd)?;
     let mut command = command(binary, accelerator, machine)?;
-    let child = command.spawn().map_err(|e| HypervisorError::Transient(format!("no process could be started: {e}")))?;
+    let mut child =
+        command.spawn().map_err(|e| HypervisorError::Transient(format!("no process could be started: {e}")))?;
     let pid = child.id();
-    let Some(record) = record_of(pid) else {
-        return Err(HypervisorError::Transient(complaint(binary, &machine.run_dir)));
+    let found = record_of(pid).and_then(|record| match record {
+        Some(record) => open(&record).map(|process| (record, process)),
+        None => Err(HypervisorError::Gone),
+    });
+    let (record, process) = match found {
+        Ok(found) => found,
+        Err(error) => {
+            // It is our child, so its number is its own until we have looked.
+            let ended = child.kill().and_then(|()| child.wait());
+            ended.map_err(|e| HypervisorError::Transient(format!("process {pid} can't be ended: {e}")))?;
+            return Err(gone_or(error, binary, machine));
+        }
     };
-    let process = open(&record)?;
     let attached = async {
         spawned(&record).map_err(|error| no_record(&error))?;
         for cgroup in &machine.cgroups {
@@ -57,10 +67,15 @@ pub(super) async fn launch(
             let killed = process.kill();
             process.ended().await;
             killed.map_err(|e| HypervisorError::Transient(format!("process {pid} can't be ended: {e}")))?;
-            Err(if error == HypervisorError::Gone { explain(&complaint(binary, &machine.run_dir)) } else { error })
+            Err(gone_or(error, binary, machine))
         }
         attached => attached,
     }
+}
+
+/// Of a process that was gone as soon as it was there: what it complained about.
+fn gone_or(error: HypervisorError, binary: &str, machine: &Machine) -> HypervisorError {
+    if error == HypervisorError::Gone { explain(&complaint(binary, &machine.run_dir)) } else { error }
 }
 
 /// Connects to a machine that runs.
@@ -132,8 +147,7 @@ fn command(binary: &str, accelerator: Accelerator, machine: &Machine) -> Result<
     let mut command = Command::new("/bin/sh");
     command.arg("-c").arg(script).arg("sh").arg(&machine.kernel).arg(&machine.initrd).arg("setsid");
     if let Some((uid, gid)) = machine.run_as {
-        command.args(["setpriv", "--clear-groups", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"]);
-        command.args([format!("--reuid={uid}"), format!("--regid={gid}")]);
+        command.args(as_user((uid, gid), accelerator));
         own(run_dir, uid, gid)?;
     }
     command.arg(binary).args(arguments(machine, accelerator)).current_dir(run_dir);
@@ -176,7 +190,8 @@ fn check_kernel(kernel: &Path) -> Result<(), HypervisorError> {
 /// The end of what QEMU wrote to stderr.
 pub(super) fn complaint(binary: &str, run_dir: &Path) -> String {
     let mut text = Vec::new();
-    let read = std::fs::File::open(run_dir.join(files::ERRORS)).and_then(|mut file| {
+    let opened = files::open(&run_dir.join(files::ERRORS), std::fs::File::options().read(true));
+    let read = opened.and_then(|mut file| {
         let skip = file.metadata()?.len().saturating_sub(COMPLAINT_BYTES_MAX);
         file.seek(SeekFrom::Start(skip))?;
         file.take(COMPLAINT_BYTES_MAX).read_to_end(&mut text)

@@ -48,8 +48,36 @@ impl Qemu {
     }
 }
 
-/// Files in a machine's run folder.
+/// What a program is started through so that it runs as this user, with nothing that we may do beyond it: setpriv(1). KVM's device
+/// is its group's on most hosts, so the process is in that.
+fn as_user((uid, gid): (u32, u32), accelerator: Accelerator) -> Vec<String> {
+    let groups = match (accelerator, probe::kvm_group()) {
+        (Accelerator::Kvm, Some(group)) => format!("--groups={group}"),
+        _ => "--clear-groups".to_owned(),
+    };
+    let fixed = ["--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"].map(str::to_owned);
+    let ids = [format!("--reuid={uid}"), format!("--regid={gid}"), groups];
+    std::iter::once("setpriv".to_owned()).chain(fixed).chain(ids).collect()
+}
+
+/// Files in a machine's run folder. The folder is the guest's own user's, who may put anything in their place.
 mod files {
+    use std::io;
+    use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+    use std::path::Path;
+
+    /// Opens one of them: a file of that folder alone, and not what a link or a pipe leads to.
+    pub fn open(path: &Path, options: &mut std::fs::OpenOptions) -> io::Result<std::fs::File> {
+        let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+        let flags = i32::try_from(flags.bits()).map_err(io::Error::other)?;
+        let file = options.custom_flags(flags).open(path)?;
+        let metadata = file.metadata()?;
+        if metadata.is_file() && metadata.nlink() == 1 {
+            return Ok(file);
+        }
+        Err(io::Error::other(format!("{} is not a file of this machine alone", path.display())))
+    }
+
     pub const MONITOR: &str = "qmp";
     pub const CONSOLE: &str = "console";
     pub const CHANNEL: &str = "channel";
@@ -67,8 +95,8 @@ impl Hypervisor for Qemu {
         console::past(&run_dir.join(files::CONSOLE_LOG))
     }
 
-    async fn probe(&self) -> Capabilities {
-        let (accelerator, capabilities) = probe::probe(&self.binary).await;
+    async fn probe(&self, run_as: Option<(u32, u32)>) -> Capabilities {
+        let (accelerator, capabilities) = probe::probe(&self.binary, run_as).await;
         // Machines that run keep what they were started with; a later probe changes nothing for this process's life.
         let _ = self.accelerator.set(accelerator);
         capabilities
@@ -81,25 +109,35 @@ impl Hypervisor for Qemu {
     async fn adopt(&self, machine: &Machine, record: Option<&Record>) -> Result<Arc<dyn Instance>, HypervisorError> {
         let found = match record {
             Some(record) => Some(record.clone()),
-            None => unrecorded(&machine.run_dir),
+            None => unrecorded(&machine.run_dir)?,
         };
         let Some(record) = found else { return Err(HypervisorError::Gone) };
         launch::attach(machine, &record).await
     }
 
-    async fn orphans(&self, vms_dir: &Path, known: &[PathBuf]) -> Vec<(Record, PathBuf)> {
-        let unknown = |(_, folder): &(u32, PathBuf)| !known.contains(folder);
-        let found = working_below(vms_dir).into_iter().filter(unknown);
-        found.filter_map(|(pid, folder)| Some((record_of(pid)?, folder))).collect()
+    async fn orphans(&self, vms_dir: &Path, known: &[PathBuf]) -> Result<Vec<(Record, PathBuf)>, HypervisorError> {
+        let mut found = Vec::new();
+        for (pid, folder) in working_in(vms_dir)?.into_iter().filter(|(_, folder)| !known.contains(folder)) {
+            found.extend(record_of(pid)?.map(|record| (record, folder)));
+        }
+        Ok(found)
     }
 }
 
-fn record_of(pid: u32) -> Option<Record> {
-    Some(Record { pid, start_ticks: start_ticks(pid)?, boot_id: boot_id().ok()? })
+/// What names this process for ever; None: it has ended.
+fn record_of(pid: u32) -> Result<Option<Record>, HypervisorError> {
+    let unknown = |e: &dyn std::fmt::Display| HypervisorError::Transient(format!("process {pid}: {e}"));
+    let ticks = start_ticks(pid).map_err(|e| unknown(&e))?;
+    let boot_id = boot_id().map_err(|e| unknown(&e))?;
+    Ok(ticks.map(|start_ticks| Record { pid, start_ticks, boot_id }))
+}
+
+fn working_in(folder: &Path) -> Result<Vec<(u32, PathBuf)>, HypervisorError> {
+    working_below(folder).map_err(|e| HypervisorError::Transient(format!("the processes in /proc can't be read: {e}")))
 }
 
 /// The process that works in this folder: a machine whose start was cut off before its record was written.
-fn unrecorded(run_dir: &Path) -> Option<Record> {
-    let parent = run_dir.parent()?;
-    working_below(parent).into_iter().find(|(_, folder)| folder == run_dir).and_then(|(pid, _)| record_of(pid))
+fn unrecorded(run_dir: &Path) -> Result<Option<Record>, HypervisorError> {
+    let found = working_in(run_dir.parent().unwrap_or(run_dir))?;
+    found.into_iter().find(|(_, folder)| folder == run_dir).map_or(Ok(None), |(pid, _)| record_of(pid))
 }

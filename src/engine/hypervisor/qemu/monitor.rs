@@ -41,6 +41,8 @@ pub(super) enum Event {
     GuestShutdown,
     /// The guest reset itself: it starts anew.
     GuestReset,
+    /// Its CPUs were stopped, by whatever.
+    Stopped,
 }
 
 impl Monitor {
@@ -152,6 +154,7 @@ fn take(message: &Value, pending: &mut BTreeMap<u64, oneshot::Sender<Answer>>, e
         let event = match name {
             "SHUTDOWN" if guest => Event::GuestShutdown,
             "RESET" if guest => Event::GuestReset,
+            "STOP" => Event::Stopped,
             _ => return,
         };
         // Nobody listening is no fault.

@@ -44,8 +44,10 @@ impl MarkFile {
         let at_open = match read(&path)? {
             Read::Mark(seq, chain) => Some((seq, chain)),
             Read::None if fresh || accept_loss => None,
+            // The first start died while it wrote its first mark: nothing was acknowledged by then.
+            Read::Torn if fresh => None,
             Read::None => return Err(unreadable(&path, "it is missing")),
-            Read::Bad => return Err(unreadable(&path, "its checksum is wrong")),
+            Read::Torn | Read::Bad => return Err(unreadable(&path, "its checksum is wrong")),
         };
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
         let file = Arc::new(file.map_err(|error| failed(&path, &error))?);
@@ -74,6 +76,8 @@ impl MarkFile {
 
 enum Read {
     None,
+    /// No whole mark was ever written: it is short, or a hole that a power cut left.
+    Torn,
     Bad,
     Mark(u64, [u8; 32]),
 }
@@ -84,7 +88,12 @@ fn read(path: &Path) -> Result<Read, LogError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Read::None),
         Err(error) => return Err(failed(path, &error)),
     };
-    Ok(parse(&bytes).map_or(Read::Bad, |(seq, chain)| Read::Mark(seq, chain)))
+    let torn = bytes.len() < SIZE || bytes.iter().all(|byte| *byte == 0);
+    Ok(match parse(&bytes) {
+        Some((seq, chain)) => Read::Mark(seq, chain),
+        None if torn => Read::Torn,
+        None => Read::Bad,
+    })
 }
 
 fn parse(bytes: &[u8]) -> Option<(u64, [u8; 32])> {

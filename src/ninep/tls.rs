@@ -1,0 +1,209 @@
+//! TLS for 9P: who one is (an [`Identity`]), and what the other side's certificate says (a [`Holder`]).
+//!
+//! Only TLS 1.3, only certificates of the cluster's own authority, on both sides. A certificate is either a user's (its common
+//! name is the user) or a node's (its alternative names are the hosts); neither passes for the other. Sessions are never
+//! resumed, so that each connection shows its certificate anew.
+
+use super::holder::{Holder, Purpose};
+use super::identity::{Identity, IdentityError};
+use crate::text::time::rfc3339;
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::version::TLS13;
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore,
+    ServerConfig, SignatureScheme,
+};
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+
+/// Whether the holder of a user's certificate, which is otherwise right, may come in; if not, why.
+pub type Admit = Arc<dyn Fn(&Holder) -> Result<(), String> + Send + Sync>;
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(aws_lc_rs::default_provider())
+}
+
+fn roots(identity: &Identity) -> Result<Arc<RootCertStore>, IdentityError> {
+    let mut roots = RootCertStore::empty();
+    for authority in identity.authorities() {
+        roots.add(authority.clone()).map_err(|error| identity.unusable(&error))?;
+    }
+    Ok(Arc::new(roots))
+}
+
+/// The server's half.
+#[derive(Clone)]
+pub struct Acceptor(TlsAcceptor);
+
+impl Acceptor {
+    /// For a node's identity.
+    ///
+    /// # Errors
+    /// It is not a node's, or can't be used.
+    pub fn new(identity: &Identity, admit: Admit) -> Result<Acceptor, IdentityError> {
+        identity.check_purpose(Purpose::Node)?;
+        let by_authority = WebPkiClientVerifier::builder_with_provider(roots(identity)?, provider())
+            .build()
+            .map_err(|error| identity.unusable(&error))?;
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&TLS13])
+            .map_err(|error| identity.unusable(&error))?
+            .with_client_cert_verifier(Arc::new(Users { by_authority, admit }))
+            .with_single_cert(identity.chain(), identity.key())
+            .map_err(|error| identity.unusable(&error))?;
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Ok(Acceptor(TlsAcceptor::from(Arc::new(config))))
+    }
+
+    /// The handshake, and whose certificate the client has shown. It has no deadline of its own.
+    ///
+    /// # Errors
+    /// Why the client is not let in, as a sentence.
+    pub async fn accept<S>(&self, stream: S) -> Result<(server::TlsStream<S>, Holder), String>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let stream = self.0.accept(stream).await.map_err(|error| explain(&error, "client"))?;
+        let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        let holder = Holder::of(shown.ok_or("the client has shown no certificate")?)?;
+        Ok((stream, holder))
+    }
+}
+
+/// Connects as this identity, to a server whose certificate must be for `host`. It has no deadline of its own.
+///
+/// # Errors
+/// Why not, as a sentence.
+pub async fn connect<S>(identity: &Identity, host: &str, stream: S) -> Result<client::TlsStream<S>, String>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let name = ServerName::try_from(host.to_owned()).map_err(|_| format!("'{host}' is no host's name or address"))?;
+    let config = client_config(identity).map_err(|error| error.to_string())?;
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|error| explain(&error, "server"))
+}
+
+fn client_config(identity: &Identity) -> Result<ClientConfig, IdentityError> {
+    ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])
+        .map_err(|error| identity.unusable(&error))?
+        .with_root_certificates(roots(identity)?)
+        .with_client_auth_cert(identity.chain(), identity.key())
+        .map_err(|error| identity.unusable(&error))
+}
+
+/// Lets in who has a user's certificate of the authority, and is still welcome.
+struct Users {
+    by_authority: Arc<dyn ClientCertVerifier>,
+    admit: Admit,
+}
+
+impl fmt::Debug for Users {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Users").finish_non_exhaustive()
+    }
+}
+
+/// A reason of our own for not taking a certificate.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct NotAdmitted(String);
+
+impl ClientCertVerifier for Users {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.by_authority.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        shown: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let verified = self.by_authority.verify_client_cert(shown, intermediates, now)?;
+        let admitted = Holder::of(shown).and_then(|holder| {
+            holder.check_purpose(Purpose::User)?;
+            (self.admit)(&holder)
+        });
+        let refused = |why| Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(NotAdmitted(why)))));
+        admitted.map(|()| verified).map_err(refused)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        shown: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.by_authority.verify_tls12_signature(message, shown, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        shown: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.by_authority.verify_tls13_signature(message, shown, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.by_authority.supported_verify_schemes()
+    }
+}
+
+/// What went wrong in a handshake, for people; `other` is the side that is not ours.
+fn explain(error: &io::Error, other: &str) -> String {
+    let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) else {
+        return match error.kind() {
+            io::ErrorKind::UnexpectedEof => format!("the {other} closed the connection during the TLS handshake"),
+            _ => format!("the connection to the {other} failed during the TLS handshake: {error}"),
+        };
+    };
+    match tls {
+        Error::NoCertificatesPresented => format!("the {other} has shown no certificate"),
+        Error::InvalidCertificate(why) => format!("the {other}'s certificate is not taken: {}", certificate(why)),
+        Error::InvalidMessage(_) => {
+            format!("what came from the {other} is not TLS: is plain 9P spoken there, as to a tcp! dial string?")
+        }
+        Error::AlertReceived(alert) => format!("the {other} has refused: {alert:?}"),
+        Error::PeerIncompatible(_) => format!("the {other} does not speak TLS 1.3 as it is spoken here: {tls}"),
+        other => other.to_string(),
+    }
+}
+
+fn certificate(why: &CertificateError) -> String {
+    let date = |time: &UnixTime| rfc3339(time.as_secs().saturating_mul(1000));
+    match why {
+        CertificateError::ExpiredContext { not_after, .. } => format!("it expired at {}", date(not_after)),
+        CertificateError::NotValidYetContext { not_before, .. } => {
+            format!("it is not valid before {}", date(not_before))
+        }
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+            "it is not signed by this cluster's authority".to_owned()
+        }
+        CertificateError::NotValidForNameContext { expected, presented } => {
+            let names: Vec<&str> = presented.iter().map(|name| bare(name)).collect();
+            format!("it is not for {}, only for {}", expected.to_str(), names.join(", "))
+        }
+        CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
+            "it was issued for another purpose: a user's is no node's".to_owned()
+        }
+        CertificateError::Other(other) => other.to_string(),
+        other => other.to_string(),
+    }
+}
+
+/// A name as webpki shows it, `DnsName("alpha")` or `IpAddress(10.0.0.1)`, without what is around it.
+fn bare(presented: &str) -> &str {
+    let inner = presented.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')'));
+    inner.unwrap_or(presented).trim_matches('"')
+}
