@@ -154,6 +154,11 @@ impl State {
         self.vms.range((std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded)).map(|(_, vm)| vm)
     }
 
+    /// Those of them that have a name. It looks no further than at the last of these.
+    pub fn named_vms_after(&self, after: VmId) -> impl Iterator<Item = &Arc<Vm>> {
+        self.vms_after(after).filter(|vm| vm.name.is_some()).take(self.vm_names.len())
+    }
+
     /// What is not the same VM in `older`: (before, now) of each, in no particular order. It costs as much as has changed.
     pub fn vms_changed_since<'a>(&'a self, older: &'a State) -> impl Iterator<Item = VmChange<'a>> {
         older.vms.diff(&self.vms).map(|item| match item {
