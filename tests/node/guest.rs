@@ -180,6 +180,16 @@ fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Ends the machines below a folder, which outlive a node that is not told to stop them: a test that fails leaves none.
+struct EndsBelow(std::path::PathBuf);
+
+impl Drop for EndsBelow {
+    fn drop(&mut self) {
+        let found = blixard::engine::host::process::working_below(&self.0).unwrap_or_default();
+        found.into_iter().for_each(|(pid, _)| crate::support::end(pid));
+    }
+}
+
 /// A port that is free now.
 fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
@@ -188,6 +198,7 @@ fn free_port() -> u16 {
 #[test]
 fn an_ordinary_user_has_all_but_cgroups_and_taps_and_its_guest_is_nobody() {
     let home = tempfile::Builder::new().prefix("plain").tempdir().unwrap();
+    let _ends = EndsBelow(home.path().to_owned());
     let at = |name: &str| home.path().join(name).display().to_string();
     // The program, the images and a device that all may open, each where the user can get at it, in a mount namespace of its own.
     let script = format!(

@@ -7,6 +7,7 @@
 
 use super::ClientError;
 use crate::ninep::frame::{Input, Output};
+use crate::ninep::tls::end_of;
 use crate::ninep::{Dialect, Header, Malformed, Reply, Request, print};
 use bytes::Bytes;
 use std::collections::HashMap;
@@ -311,7 +312,7 @@ impl Connection {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(0)) => return Poll::Ready("the server closed it".into()),
                 Poll::Ready(Ok(_)) => {}
-                Poll::Ready(Err(error)) => return Poll::Ready(error.to_string()),
+                Poll::Ready(Err(error)) => return Poll::Ready(end_of(&error)),
             }
             if let Err(why) = self.take_answers(input) {
                 return Poll::Ready(why.to_string());
