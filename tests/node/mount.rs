@@ -408,12 +408,12 @@ fn a_server_that_is_stopped_hangs_nobody() {
     let remote = Remote::of(&node);
     remote.new_vm("image=tiny").unwrap();
     let mut ctl = std::fs::File::options().write(true).open(remote.join("vms/1/ctl")).unwrap();
-    node.signal(Signal::STOP);
+    let frozen = node.freeze();
     let (read, write) = std::thread::scope(|scope| {
         let write = scope.spawn(|| errno(ctl.write(b"set cpus=2\n")));
         (errno(remote.read("vms/1/status")), write.join().unwrap())
     });
-    node.signal(Signal::CONT);
+    drop(frozen);
     assert_eq!((read, write), (Errno::HOSTDOWN, Errno::TIMEDOUT));
     remote.wait_up();
     // Its outcome was unknown; the server has taken it since or never will.

@@ -128,6 +128,22 @@ impl Node {
         std::fs::read_dir(format!("/proc/{}/fd", self.process.as_ref().unwrap().id())).unwrap().count()
     }
 
+    /// Stops the daemon, until what is given back is dropped: when this returns, none of its threads runs any more.
+    pub fn freeze(&self) -> Frozen<'_> {
+        self.signal(Signal::STOP);
+        let frozen = Frozen(self);
+        let tasks = format!("/proc/{}/task", self.process.as_ref().unwrap().id());
+        let runs = |task: std::io::Result<std::fs::DirEntry>| {
+            let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap_or_default();
+            !stat.rsplit_once(')').is_none_or(|(_, rest)| rest.starts_with(" T"))
+        };
+        // There is no event for "all threads have stopped".
+        while std::fs::read_dir(&tasks).unwrap().any(runs) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        frozen
+    }
+
     /// What the daemon wrote to stderr.
     pub fn trace_text(&self) -> String {
         std::fs::read_to_string(self.trace()).unwrap_or_default()
@@ -282,6 +298,15 @@ impl Node {
             .stdin(Stdio::null())
             .output()
             .unwrap()
+    }
+}
+
+/// A daemon that is stopped.
+pub struct Frozen<'a>(&'a Node);
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        self.0.signal(Signal::CONT);
     }
 }
 
