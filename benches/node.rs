@@ -99,6 +99,24 @@ fn fuse_reads(node: &Node) {
     }
 }
 
+/// Commands through a ctl, each in its own write(2), durable when that returns. Beside: what one command costs a shell that only
+/// looks (`./bench commit` has bare hiqlite).
+fn ctl_commits(node: &Node) {
+    const WRITERS: [usize; 2] = [1, 64];
+    let ids = node.new_vms(&"image=tiny memory=64M\n".repeat(WRITERS[1]));
+    for writers in WRITERS {
+        let next = std::sync::atomic::AtomicUsize::new(0);
+        let commits = rate(writers, || {
+            // Each is another value, so that each is an entry that changes something.
+            let n = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let id = ids[n % ids.len()];
+            node.write(&format!("vms/{id}/ctl"), &format!("set grace={}s\n", 1 + n / ids.len() % 3600));
+        });
+        let peer = rate(writers, || read_file(&node.at("vms/1/status")));
+        row(&format!("open, write, close of a ctl, FUSE, {writers} writers"), commits, "reading a status", peer, "/s");
+    }
+}
+
 fn ninep_rate(runtime: &tokio::runtime::Runtime, dial: &str, aname: &str, path: &str, at_once: usize) -> f64 {
     let dial = dial.parse().unwrap();
     runtime.block_on(async {
@@ -374,6 +392,7 @@ fn main() {
     let id = reads.new_vms("name=web image=tiny memory=128M\n")[0];
     reads.write(&format!("vms/{id}/ctl"), "start\n");
     fuse_reads(&reads);
+    ctl_commits(&reads);
     remote_reads(&reads);
     ninep_reads(&reads);
     drop(reads);

@@ -2,8 +2,9 @@
 //!
 //! In DATA/ca, which is closed to others: `ca.key` and `ca.pem` are the authority, `node.pem` is the node's identity, `issued`
 //! has a line for each certificate. Whoever has `ca.key` can be anybody. What is revoked is known to the cluster, not here.
-//! Knows `ninep` (identities) and `text`.
+//! Knows `ninep` (identities), `clock` and `text`.
 
+use crate::clock::{ClockError, system_millis};
 use crate::ninep::holder::{Holder, Purpose};
 use crate::text::attrs::{quote, shown};
 use crate::text::{Refusal, columns::Table, name, time::rfc3339};
@@ -16,7 +17,7 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 /// How long the authority is valid, in days: longer than a cluster's machines last.
 const AUTHORITY_DAYS: u64 = 3_650;
@@ -129,6 +130,9 @@ pub enum CaError {
     /// Not a serial number.
     #[error("invalid serial number '{0}': it is hexadecimal digits, as 'blixard ca list' shows them")]
     Serial(String),
+    /// This machine's clock.
+    #[error(transparent)]
+    Clock(#[from] ClockError),
     /// Cryptography.
     #[error("the certificate can't be made: {0}")]
     Crypto(#[from] rcgen::Error),
@@ -169,7 +173,7 @@ fn revocation(data: &Path, user: &str, serial: Option<&str>) -> Result<String, C
         let is_hexadecimal = !serial.is_empty() && serial.bytes().all(|b| b.is_ascii_hexdigit());
         return if is_hexadecimal { Ok(line(&serial)) } else { Err(CaError::Serial(shown(&serial))) };
     }
-    let now_ms = milliseconds(SystemTime::now());
+    let now_ms = system_millis()?;
     let issued = Authority::folder(data).issued()?;
     let valid = issued.iter().filter(|i| i.name == user && i.purpose == Purpose::User.to_string());
     let lines: String = valid.filter(|i| i.expires_ms > now_ms).map(|i| line(&i.serial)).collect();
@@ -188,7 +192,7 @@ fn init(data: &Path, node: Option<&str>, hosts: &[String]) -> Result<String, CaE
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
     }
     let key = KeyPair::generate()?;
-    let certificate = authority_params(&node).self_signed(&key)?;
+    let certificate = authority_params(&node)?.self_signed(&key)?;
     folder.put("ca.key", 0o600, &key.serialize_pem())?;
     folder.put("ca.pem", 0o644, &certificate.pem())?;
     let authority = Authority::read(data)?;
@@ -336,28 +340,24 @@ impl Authority {
     }
 }
 
-fn milliseconds(time: SystemTime) -> u64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
 /// Valid from so long ago for so many days.
-fn set_validity(params: &mut CertificateParams, ago: Duration, days: u64) {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+fn set_validity(params: &mut CertificateParams, ago: Duration, days: u64) -> Result<(), ClockError> {
+    let now = Duration::from_millis(system_millis()?);
     let epoch = date_time_ymd(1970, 1, 1);
     let days = u32::try_from(days).unwrap_or(u32::MAX);
     params.not_before = epoch + Duration::from_secs(now.saturating_sub(ago).as_secs());
     params.not_after = epoch + Duration::from_secs((now + DAY * days).as_secs());
+    Ok(())
 }
 
-fn authority_params(node: &str) -> CertificateParams {
+fn authority_params(node: &str) -> Result<CertificateParams, ClockError> {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, format!("blixard authority of {node}"));
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     // Days more than any certificate of it, so that those of the same day fit in.
-    set_validity(&mut params, CLOCKS_BEHIND, AUTHORITY_DAYS + 1);
-    params
+    set_validity(&mut params, CLOCKS_BEHIND, AUTHORITY_DAYS + 1)?;
+    Ok(params)
 }
 
 fn leaf_params(purpose: Purpose, called: &str, hosts: &[String], days: u64) -> Result<CertificateParams, CaError> {
@@ -372,7 +372,7 @@ fn leaf_params(purpose: Purpose, called: &str, hosts: &[String], days: u64) -> R
     };
     // A user's begins now: what was issued for an earlier user of the name is told by it.
     let ago = if purpose == Purpose::Node { CLOCKS_BEHIND } else { Duration::ZERO };
-    set_validity(&mut params, ago, days);
+    set_validity(&mut params, ago, days)?;
     Ok(params)
 }
 

@@ -51,25 +51,19 @@ impl Server {
         if !Server::visit_files(kind.files, kind.number, 0, after, visit) {
             return;
         }
-        let mut id = after.saturating_sub(Server::OBJECTS_FROM).min(Server::LINKS_FROM - Server::OBJECTS_FROM);
-        while let Some(next) = (kind.next)(state, id).filter(|_| after < Server::LINKS_FROM) {
-            id = next;
-            let Some(object) = (kind.object)(state, id) else { continue };
-            let name = if kind.numbered { id.to_string() } else { object.name.unwrap_or_default() };
-            let place = Parts::new(kind.number, 0, id).pack();
-            if !visit(DirEntry { name, place, kind: Kind::Directory, cookie: Server::OBJECTS_FROM + id }) {
-                return;
+        if after < Server::LINKS_FROM {
+            for (id, name) in (kind.after)(state, after.saturating_sub(Server::OBJECTS_FROM)) {
+                let name = if kind.numbered { id.to_string() } else { name.unwrap_or_default().to_owned() };
+                let place = Parts::new(kind.number, 0, id).pack();
+                if !visit(DirEntry { name, place, kind: Kind::Directory, cookie: Server::OBJECTS_FROM + id }) {
+                    return;
+                }
             }
         }
-        if !kind.numbered {
-            return;
-        }
-        let mut id = after.saturating_sub(Server::LINKS_FROM);
-        while let Some(next) = (kind.next)(state, id) {
-            id = next;
-            let Some(name) = (kind.object)(state, id).and_then(|o| o.name) else { continue };
+        for (id, name) in (kind.linked_after)(state, after.saturating_sub(Server::LINKS_FROM)) {
+            let Some(name) = name else { continue };
             let place = Parts::new(kind.number, LINK, id).pack();
-            if !visit(DirEntry { name, place, kind: Kind::Link, cookie: Server::LINKS_FROM + id }) {
+            if !visit(DirEntry { name: name.to_owned(), place, kind: Kind::Link, cookie: Server::LINKS_FROM + id }) {
                 return;
             }
         }

@@ -82,28 +82,44 @@ impl Handle for Guarded {
     }
 }
 
-/// A finite text. Made at the first read from the state at the open; a read at the beginning makes it anew (rule 8).
+/// A finite text. Made at the first read from the state at the open; a read at the beginning makes it anew (rule 8), unless nothing
+/// has changed it since.
 pub(super) struct TextHandle {
     open: Open,
     place: Place,
     file: &'static File,
-    text: Mutex<(Option<Arc<State>>, Option<Bytes>)>,
+    text: Mutex<Made>,
+}
+
+/// The text of an open, before and after it was made.
+enum Made {
+    NotYet(Arc<State>),
+    /// With the entry that it is dated by, if one does.
+    Kept(Option<u64>, Bytes),
 }
 
 impl TextHandle {
     pub(super) fn new(open: Open, place: Place, file: &'static File, state: Arc<State>) -> TextHandle {
-        TextHandle { open, place, file, text: Mutex::new((Some(state), None)) }
+        TextHandle { open, place, file, text: Mutex::new(Made::NotYet(state)) }
     }
 
     fn text(&self, anew: bool) -> Result<Bytes, Refusal> {
-        let mut kept = self.text.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(text) = kept.1.as_ref().filter(|_| !anew) {
-            return Ok(text.clone());
+        let mut made = self.text.lock().unwrap_or_else(PoisonError::into_inner);
+        let server = &self.open.server;
+        let state = match &*made {
+            Made::Kept(_, text) if !anew => return Ok(text.clone()),
+            Made::Kept(..) => server.state(),
+            Made::NotYet(state) => state.clone(),
+        };
+        let seq = Server::dated_by(&state, self.place, self.file);
+        match &*made {
+            Made::Kept(kept, text) if kept.is_some() && *kept == seq => Ok(text.clone()),
+            _ => {
+                let text = server.text_of(&self.open.asked(&state), self.place, self.file)?;
+                *made = Made::Kept(seq, text.clone());
+                Ok(text)
+            }
         }
-        let state = kept.0.take().unwrap_or_else(|| self.open.server.state());
-        let text = self.open.server.text_of(&self.open.asked(&state), self.place, self.file)?;
-        kept.1 = Some(text.clone());
-        Ok(text)
     }
 }
 
@@ -111,7 +127,7 @@ impl TextHandle {
 pub(super) fn render(file: &File, asked: &Asked<'_>) -> Result<Bytes, Refusal> {
     match &file.content {
         Content::Text(text) | Content::Live(text) => text(asked).map(Bytes::from),
-        Content::Ctl(verbs) => Ok(Bytes::from(usage(verbs))),
+        Content::Ctl(verbs) => Ok(usage(verbs)),
         Content::New(_) | Content::Stream(..) => Ok(Bytes::new()),
     }
 }

@@ -32,7 +32,13 @@ pub(super) static KIND: Kind = Kind {
             changed_seq: image.changed_seq,
         })
     },
-    next: |state, after| state.images().map(|i| i.id.0).filter(|id| *id > after).min(),
+    after: |state, after| {
+        let images = state.images().map(|image| (image.id.0, Some(image.name.as_str())));
+        let mut later: Vec<_> = images.filter(|(id, _)| *id > after).collect();
+        later.sort_unstable();
+        Box::new(later.into_iter())
+    },
+    linked_after: |_, _| Box::new(std::iter::empty()),
     entity: Entity::Image,
     delete: |state, id| by_id(state, id).map(|i| Command::ImageForget { name: i.name.clone() }),
 };

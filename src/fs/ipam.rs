@@ -45,7 +45,13 @@ pub(super) static KIND: Kind = Kind {
             changed_seq: pool.changed_seq(),
         })
     },
-    next: |state, after| state.ipam().pools().map(Pool::id).filter(|id| *id > after).min(),
+    after: |state, after| {
+        let pools = state.ipam().pools().map(|pool| (pool.id(), Some(pool.name())));
+        let mut later: Vec<_> = pools.filter(|(id, _)| *id > after).collect();
+        later.sort_unstable();
+        Box::new(later.into_iter())
+    },
+    linked_after: |_, _| Box::new(std::iter::empty()),
     entity: Entity::Pool,
     delete: |state, id| by_id(state, id).map(|p| Command::PoolDelete { name: p.name().to_owned() }),
 };

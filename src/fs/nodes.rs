@@ -41,7 +41,11 @@ pub(super) static KIND: Kind = Kind {
             changed_seq: node.changed_seq,
         })
     },
-    next: |state, after| state.nodes().map(|n| n.id.0).find(|id| *id > after),
+    after: |state, after| {
+        let nodes = state.nodes().map(|node| (node.id.0, Some(node.name.as_str())));
+        Box::new(nodes.filter(move |(id, _)| *id > after))
+    },
+    linked_after: |_, _| Box::new(std::iter::empty()),
     entity: Entity::Node,
     delete: |_, _| None,
 };

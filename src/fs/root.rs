@@ -2,7 +2,7 @@
 
 use super::table::{Asked, Content, File, Kind};
 use super::{events, streams};
-use crate::engine::state::{Actual, Operation};
+use crate::engine::state::{Actual, ENTRY_FORMAT, Operation, STATE_FORMAT};
 use crate::text::{Refusal, kv::KeyValues, time::rfc3339};
 
 /// The directories, in the order in which they are listed.
@@ -71,7 +71,8 @@ fn readme(_asked: &Asked<'_>) -> Result<String, Refusal> {
 }
 
 fn version(_asked: &Asked<'_>) -> Result<String, Refusal> {
-    Ok(KeyValues::new().line("blixard", env!("CARGO_PKG_VERSION")).print())
+    let version = KeyValues::new().line("blixard", env!("CARGO_PKG_VERSION"));
+    Ok(version.line("entry-format", ENTRY_FORMAT).line("state-format", STATE_FORMAT).print())
 }
 
 fn status(asked: &Asked<'_>) -> Result<String, Refusal> {

@@ -9,7 +9,7 @@ use super::sessions::Sessions;
 use super::table::{Asked, Content, File, Kind as ObjectKind, Object};
 use super::texts::Texts;
 use super::tree::{
-    Answer, Caller, Creation, Credential, DirEntry, Handle, Kind, OpenMode, Opened, Place, Stat, Tree, gone,
+    Answer, Caller, Creation, Credential, DirEntry, Handle, Identity, Kind, OpenMode, Opened, Place, Stat, Tree, gone,
 };
 use crate::engine::state::{By, NOBODY, NodeId, Operation, State, Touched};
 use crate::engine::{Engine, LocalHost};
@@ -38,6 +38,9 @@ struct Shared {
 fn version(of: u64) -> u32 {
     u32::try_from(of & u64::from(u32::MAX)).unwrap_or(0)
 }
+
+/// What is known of a place without looking into it: of a file also which one it is, and of which object.
+type Outside = (Stat, Option<(&'static File, u64)>);
 
 /// What is at a place.
 pub(super) enum At {
@@ -151,6 +154,61 @@ impl Server {
         user.and_then(|name| state.user_named(name)).and_then(|u| u.uid).unwrap_or(0)
     }
 
+    /// What stat tells of a place but for what is in it.
+    fn outside(&self, state: &State, who: &Caller, place: Place) -> Result<Outside, Refusal> {
+        let base = Stat {
+            place,
+            kind: Kind::Directory,
+            mode: 0o555,
+            size: 0,
+            version: version(state.seq()),
+            mtime_ms: state.now().millis(),
+            owner: "root".to_owned(),
+            owner_uid: 0,
+            group_gid: 0,
+            nlink: 2,
+            lasting: true,
+        };
+        let touched =
+            |last: Touched, base: Stat| Stat { version: version(last.seq), mtime_ms: last.at.millis(), ..base };
+        let of = |object: &Object, base: Stat| Stat {
+            version: version(object.changed_seq),
+            mtime_ms: object.changed.millis(),
+            owner: object.owner.clone().unwrap_or_else(|| "root".to_owned()),
+            owner_uid: Server::uid_of(state, object.owner.as_deref()),
+            ..base
+        };
+        Ok(match self.at(state, who, place)? {
+            At::Root => {
+                let kinds = KINDS.iter().filter(|k| sees(state, &who.user, Parts::new(k.number, 0, 0).pack())).count();
+                (Stat { nlink: 2 + u32::try_from(kinds).unwrap_or(0), ..base }, None)
+            }
+            At::Folder(kind) => {
+                let seen = state.within(&who.user).map(|within| confinement::touched(state, within));
+                (touched(seen.unwrap_or(state.directory(kind.entity).members), base), None)
+            }
+            At::Own(kind, file) => {
+                let mode = if self.may_write(state, who, file, place) { 0o666 } else { 0o444 };
+                (touched(state.directory(kind.entity).objects, Stat { mode, ..base }), Some((file, 0)))
+            }
+            // Numbers are never used again, names are.
+            At::Object(kind, object) => (Stat { lasting: kind.numbered, ..of(&object, base) }, None),
+            At::Link(object) => {
+                let size = Parts::of(place).object.to_string().len() as u64;
+                (Stat { kind: Kind::Link, mode: 0o777, size, nlink: 1, lasting: false, ..of(&object, base) }, None)
+            }
+            At::File(file, id, object) => {
+                let mode = if self.may_write(state, who, file, place) { 0o666 } else { 0o444 };
+                let stat = Stat { mode, ..base };
+                let dated = match &object {
+                    Some(object) => of(object, stat),
+                    None => stat,
+                };
+                (dated, Some((file, id)))
+            }
+        })
+    }
+
     /// What stat tells of a file from its content. What nothing dates has the content's hash for its version.
     fn file_stat(&self, asked: &Asked<'_>, place: Place, file: &'static File, dated: Stat) -> Result<Stat, Refusal> {
         let finite = |text: &Bytes| (Kind::File, text.len() as u64);
@@ -167,16 +225,21 @@ impl Server {
         Ok(Stat { kind, size, version, nlink: 1, ..dated })
     }
 
+    /// The entry that dates a text: the last that changed what it is about. None: nothing does.
+    pub(super) fn dated_by(state: &State, place: Place, file: &File) -> Option<u64> {
+        let parts = Parts::of(place);
+        let kind =
+            KINDS.iter().find(|k| k.number == parts.kind).filter(|_| matches!(file.content, Content::Text(_)))?;
+        match parts.object {
+            0 => Some(state.directory(kind.entity).objects.seq),
+            id => (kind.object)(state, id).map(|object| object.changed_seq),
+        }
+    }
+
     /// The text of a finite file.
     pub(super) fn text_of(&self, asked: &Asked<'_>, place: Place, file: &'static File) -> Result<Bytes, Refusal> {
-        let parts = Parts::of(place);
-        let kind = KINDS.iter().find(|k| k.number == parts.kind).filter(|_| matches!(file.content, Content::Text(_)));
-        let seq = kind.and_then(|kind| match parts.object {
-            0 => Some(asked.state.directory(kind.entity).objects.seq),
-            id => (kind.object)(asked.state, id).map(|object| object.changed_seq),
-        });
         // What nothing dates is made anew.
-        let Some(seq) = seq else { return render(file, asked) };
+        let Some(seq) = Server::dated_by(asked.state, place, file) else { return render(file, asked) };
         if let Some(text) = self.0.texts.find(place, seq) {
             return Ok(text);
         }
@@ -290,58 +353,22 @@ impl Tree for Server {
 
     fn stat(&self, who: &Caller, place: Place) -> Result<Stat, Refusal> {
         let state = self.state();
-        let base = Stat {
-            place,
-            kind: Kind::Directory,
-            mode: 0o555,
-            size: 0,
-            version: version(state.seq()),
-            mtime_ms: state.now().millis(),
-            owner: "root".to_owned(),
-            owner_uid: 0,
-            group_gid: 0,
-            nlink: 2,
-            lasting: true,
-        };
-        let touched =
-            |last: Touched, base: Stat| Stat { version: version(last.seq), mtime_ms: last.at.millis(), ..base };
-        let of = |object: &Object, base: Stat| Stat {
-            version: version(object.changed_seq),
-            mtime_ms: object.changed.millis(),
-            owner: object.owner.clone().unwrap_or_else(|| "root".to_owned()),
-            owner_uid: Server::uid_of(&state, object.owner.as_deref()),
-            ..base
-        };
-        Ok(match self.at(&state, who, place)? {
-            At::Root => {
-                let kinds = KINDS.iter().filter(|k| sees(&state, &who.user, Parts::new(k.number, 0, 0).pack())).count();
-                Stat { nlink: 2 + u32::try_from(kinds).unwrap_or(0), ..base }
+        match self.outside(&state, who, place)? {
+            (stat, None) => Ok(stat),
+            (stat, Some((file, object))) => self.file_stat(&self.asked(&state, who, object), place, file, stat),
+        }
+    }
+
+    fn identity(&self, who: &Caller, place: Place) -> Result<Identity, Refusal> {
+        let state = self.state();
+        match self.outside(&state, who, place)? {
+            (stat, Some((file, object))) if matches!(file.content, Content::Live(_)) => {
+                let stat = self.file_stat(&self.asked(&state, who, object), place, file, stat)?;
+                Ok(Identity::of(&stat))
             }
-            At::Folder(kind) => {
-                let seen = state.within(&who.user).map(|within| confinement::touched(&state, within));
-                touched(seen.unwrap_or(state.directory(kind.entity).members), base)
-            }
-            At::Own(kind, file) => {
-                let mode = if self.may_write(&state, who, file, place) { 0o666 } else { 0o444 };
-                let dated = touched(state.directory(kind.entity).objects, Stat { mode, ..base });
-                self.file_stat(&self.asked(&state, who, 0), place, file, dated)?
-            }
-            // Numbers are never used again, names are.
-            At::Object(kind, object) => Stat { lasting: kind.numbered, ..of(&object, base) },
-            At::Link(object) => {
-                let size = Parts::of(place).object.to_string().len() as u64;
-                Stat { kind: Kind::Link, mode: 0o777, size, nlink: 1, lasting: false, ..of(&object, base) }
-            }
-            At::File(file, id, object) => {
-                let mode = if self.may_write(&state, who, file, place) { 0o666 } else { 0o444 };
-                let stat = Stat { mode, ..base };
-                let dated = match &object {
-                    Some(object) => of(object, stat),
-                    None => stat,
-                };
-                self.file_stat(&self.asked(&state, who, id), place, file, dated)?
-            }
-        })
+            (stat, Some((file, _))) => Ok(Identity { kind: file.kind(), ..Identity::of(&stat) }),
+            (stat, None) => Ok(Identity::of(&stat)),
+        }
     }
 
     fn readdir(

@@ -2,11 +2,11 @@
 //! is ended from outside. Bounded: in all by the places that the server has, for each user by [`CONNECTIONS_PER_USER_MAX`].
 
 use super::tree::Credential;
+use crate::clock::system_millis;
 use crate::text::{Code, Refusal};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -39,7 +39,7 @@ pub struct Session {
     /// Since when, milliseconds since the epoch.
     pub since_ms: u64,
     begun: Instant,
-    dialect: OnceLock<&'static str>,
+    dialect: Mutex<Option<&'static str>>,
     msize: AtomicU32,
     fids: AtomicUsize,
     waiting: AtomicUsize,
@@ -104,8 +104,7 @@ impl Session {
 
     /// A version was agreed on.
     pub fn agreed(&self, dialect: &'static str, msize: u32) {
-        // Who agrees again on another dialect is shown with the first.
-        let _ = self.dialect.set(dialect);
+        *self.dialect.lock().unwrap_or_else(PoisonError::into_inner) = Some(dialect);
         self.msize.store(msize, Ordering::Relaxed);
     }
 
@@ -143,7 +142,7 @@ impl Session {
     /// What can be said of it now.
     pub fn seen(&self) -> Seen {
         Seen {
-            dialect: self.dialect.get().copied(),
+            dialect: *self.dialect.lock().unwrap_or_else(PoisonError::into_inner),
             msize: self.msize.load(Ordering::Relaxed),
             fids: self.fids.load(Ordering::Relaxed),
             waiting: self.waiting.load(Ordering::Relaxed),
@@ -195,8 +194,9 @@ impl Sessions {
     /// Lets somebody in, for as long as the answer is kept.
     ///
     /// # Errors
-    /// EAGAIN: the user has as many connections as a user may have.
+    /// EAGAIN: the user has as many connections as a user may have, or this machine's clock can't be read.
     pub fn enter(self: &Arc<Self>, who: Newcomer) -> Result<Place, Refusal> {
+        let since_ms = system_millis().map_err(|error| Refusal::again(error.to_string()))?;
         let mut open = self.open();
         let count = open.of_users.entry(who.user.clone()).or_default();
         if *count >= CONNECTIONS_PER_USER_MAX {
@@ -206,13 +206,12 @@ impl Sessions {
         }
         *count += 1;
         open.last += 1;
-        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
         let session = Arc::new(Session {
             id: open.last,
             who,
-            since_ms: u64::try_from(now_ms).unwrap_or(u64::MAX),
+            since_ms,
             begun: Instant::now(),
-            dialect: OnceLock::new(),
+            dialect: Mutex::default(),
             msize: AtomicU32::new(0),
             fids: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),

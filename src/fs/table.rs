@@ -1,7 +1,7 @@
 //! What the tables of the directories are made of: a file is a line, a kind of object is a table.
 
 use super::server::Server;
-use super::tree::{Caller, Handle, OpenMode};
+use super::tree::{self, Caller, Handle, OpenMode};
 use super::verbs::Verb;
 use crate::clock::HybridTime;
 use crate::engine::state::{Command, Kind as Entity, Operation, State};
@@ -18,6 +18,16 @@ pub(super) struct File {
     pub(super) content: Content,
     /// For people: one line.
     pub(super) help: &'static str,
+}
+
+impl File {
+    /// What it is to who opens it.
+    pub(super) fn kind(&self) -> tree::Kind {
+        match self.content {
+            Content::New(_) | Content::Stream(..) => tree::Kind::Stream,
+            Content::Text(_) | Content::Live(_) | Content::Ctl(_) => tree::Kind::File,
+        }
+    }
 }
 
 /// What a file is made of.
@@ -75,13 +85,18 @@ pub(super) struct Kind {
     pub(super) find: fn(&State, &str) -> Option<u64>,
     /// An object.
     pub(super) object: fn(&State, u64) -> Option<Object>,
-    /// The first object with a number greater than this.
-    pub(super) next: fn(&State, u64) -> Option<u64>,
+    /// The objects with numbers greater than this, by number.
+    pub(super) after: fn(&State, u64) -> Numbered<'_>,
+    /// Those of them that have a link for their name.
+    pub(super) linked_after: fn(&State, u64) -> Numbered<'_>,
     /// What its objects are to the state machine.
     pub(super) entity: Entity,
     /// What rmdir of an object is.
     pub(super) delete: fn(&State, u64) -> Option<Command>,
 }
+
+/// Objects: their numbers and names.
+pub(super) type Numbered<'s> = Box<dyn Iterator<Item = (u64, Option<&'s str>)> + 's>;
 
 /// What all objects have.
 pub(super) struct Object {

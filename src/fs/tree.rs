@@ -92,6 +92,24 @@ pub struct Stat {
     pub lasting: bool,
 }
 
+/// What a qid has of a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// Which place.
+    pub place: Place,
+    /// What is there.
+    pub kind: Kind,
+    /// Changes when the content does.
+    pub version: u32,
+}
+
+impl Identity {
+    /// That of what was stat'ed.
+    pub fn of(stat: &Stat) -> Identity {
+        Identity { place: stat.place, kind: stat.kind, version: stat.version }
+    }
+}
+
 /// One entry of a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DirEntry {
@@ -167,6 +185,11 @@ pub trait Tree: Send + Sync + 'static {
 
     /// What is at a place.
     fn stat(&self, who: &Caller, place: Place) -> Result<Stat, Refusal>;
+
+    /// What stat says of it as far as a qid has it, for who needs no more: a size may cost the making of a text.
+    fn identity(&self, who: &Caller, place: Place) -> Result<Identity, Refusal> {
+        self.stat(who, place).map(|stat| Identity::of(&stat))
+    }
 
     /// Calls `visit` for each entry of `dir` after the one with cookie `after` (0: from the start) until it says false.
     /// `.` and `..` are not among them.

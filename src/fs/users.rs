@@ -38,7 +38,11 @@ pub(super) static KIND: Kind = Kind {
             changed_seq: user.changed_seq,
         })
     },
-    next: |state, after| state.users_after(UserId(after)).next().map(|id| id.0),
+    after: |state, after| {
+        let named = |id: UserId| (id.0, state.user(id).map(|user| user.name.as_str()));
+        Box::new(state.users_after(UserId(after)).map(named))
+    },
+    linked_after: |_, _| Box::new(std::iter::empty()),
     entity: Entity::User,
     delete: |state, id| state.user(UserId(id)).map(|u| Command::UserDelete { name: u.name.clone() }),
 };

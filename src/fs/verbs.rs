@@ -3,6 +3,9 @@
 use super::table::Asked;
 use crate::engine::state::{Command, Conditions};
 use crate::text::{Attr, Refusal, attrs::shown, unknown};
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::sync::{PoisonError, RwLock};
 
 /// A verb: one line of a ctl's table.
 pub(super) struct Verb {
@@ -123,8 +126,19 @@ pub(super) fn ask(verbs: &[Verb], asked: &Asked<'_>, line: &[Attr]) -> Result<As
     }
 }
 
-/// What is read from a ctl.
-pub(super) fn usage(verbs: &[Verb]) -> String {
+/// What is read from a ctl. A table never changes, so it is made once; the tables are known by where they are.
+pub(super) fn usage(verbs: &'static [Verb]) -> Bytes {
+    static MADE: RwLock<BTreeMap<usize, Bytes>> = RwLock::new(BTreeMap::new());
+    let table = verbs.as_ptr().addr();
+    if let Some(text) = MADE.read().unwrap_or_else(PoisonError::into_inner).get(&table) {
+        return text.clone();
+    }
+    let text = Bytes::from(print(verbs));
+    MADE.write().unwrap_or_else(PoisonError::into_inner).insert(table, text.clone());
+    text
+}
+
+fn print(verbs: &[Verb]) -> String {
     let mut text = String::from("# One verb a line; all lines of one write take effect, or none.\n");
     for verb in verbs {
         let attributes: Vec<String> = verb.attributes.iter().map(|a| format!(" [{a}=...]")).collect();

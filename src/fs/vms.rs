@@ -68,7 +68,8 @@ pub(super) static KIND: Kind = Kind {
             changed_seq: vm.changed_seq,
         })
     },
-    next: |state, after| state.vms_after(VmId(after)).next().map(|vm| vm.id.0),
+    after: |state, after| Box::new(state.vms_after(VmId(after)).map(|vm| (vm.id.0, vm.name.as_deref()))),
+    linked_after: |state, after| Box::new(state.named_vms_after(VmId(after)).map(|vm| (vm.id.0, vm.name.as_deref()))),
     entity: Entity::Vm,
     delete: |_, id| {
         let (vm, verb, conditions) = (VmId(id), VmVerb::Delete, Conditions::default());

@@ -146,6 +146,18 @@ impl Output {
         Poll::Ready(Ok(sent))
     }
 
+    /// Sends all of it, and what a layer below, such as TLS, has taken and not sent yet.
+    pub fn poll_send_all(
+        &mut self,
+        stream: &mut (impl AsyncWrite + Unpin),
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        while !self.is_empty() {
+            ready!(self.poll_send(stream, context))?;
+        }
+        Pin::new(stream).poll_flush(context)
+    }
+
     fn advance(&mut self, mut sent: usize) {
         while let Some(piece) = self.pieces.front_mut() {
             let taken = sent.min(piece.len());
@@ -161,5 +173,27 @@ impl Output {
         if self.tail.is_empty() && self.tail.capacity() > KEPT_BYTES_MAX {
             self.tail = BytesMut::new();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+    use tokio::io::BufWriter;
+
+    #[tokio::test]
+    async fn what_a_layer_below_holds_back_is_sent_too() {
+        let (ours, mut theirs) = tokio::io::duplex(64 * 1024);
+        // As TLS does, it takes more than it sends.
+        let mut stream = BufWriter::new(ours);
+        let mut output = Output::default();
+        let data = Bytes::from(vec![7; UNCOPIED_BYTES_MIN]);
+        output.data(117, 1, data).unwrap();
+        let length = output.len();
+        poll_fn(|context| output.poll_send_all(&mut stream, context)).await.unwrap();
+        let mut received = vec![0; length];
+        let reading = theirs.read_exact(&mut received);
+        assert_eq!(futures::FutureExt::now_or_never(reading).unwrap().unwrap(), length);
     }
 }

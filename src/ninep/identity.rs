@@ -1,6 +1,7 @@
 //! An identity: who one is to others, in one PEM file with a private key, its certificate, and the authority's certificates.
 
 use super::holder::{Holder, Purpose};
+use crate::clock::system_millis;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use std::fmt::Display;
@@ -8,7 +9,6 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The longest file, in bytes: a key and a dozen certificates.
 const FILE_BYTES_MAX: u64 = 256 * 1024;
@@ -110,8 +110,8 @@ impl Identity {
             Some((own, authorities)) => (own.clone(), authorities.to_vec()),
         };
         let holder = Holder::of(&own).map_err(|why| invalid(format!("its certificate is not right: {why}")))?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
-        holder.check_time(u64::try_from(now).unwrap_or(u64::MAX)).map_err(|why| {
+        let now_ms = system_millis().map_err(|error| invalid(format!("whether it is valid can't be told: {error}")))?;
+        holder.check_time(now_ms).map_err(|why| {
             invalid(format!("its certificate, of '{}', is out of date: {why}; issue a new one", holder.name))
         })?;
         Ok(Identity { path: path.to_owned(), holder, chain: vec![own], authorities, key })

@@ -1,4 +1,4 @@
-//! 9P: the messages of its three dialects, how they travel, and a client. Knows only `text`.
+//! 9P: the messages of its three dialects, how they travel, and a client. Knows `text`, and from `clock` what time it is, for certificates.
 //!
 //! - [`dialect`]: 9P2000, 9P2000.u, 9P2000.L
 //! - [`message`]: every message, as one table of requests and one of replies

@@ -91,6 +91,19 @@ where
     TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|error| explain(&error, "server"))
 }
 
+/// What the end of a connection was, as a sentence. In TLS 1.3 a server looks at the client's certificate when the client has done
+/// its part, so that a refusal comes with the first read.
+pub fn end_of(error: &io::Error) -> String {
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+    match tls {
+        Some(Error::AlertReceived(alert)) => format!(
+            "the server has refused this identity ({alert:?}): it may have been revoked, be out of date, or be another \
+             cluster's; the server's trace says which"
+        ),
+        _ => error.to_string(),
+    }
+}
+
 fn client_config(identity: &Identity) -> Result<ClientConfig, IdentityError> {
     ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])

@@ -19,7 +19,7 @@ mod mutations;
 mod oracle;
 mod places;
 mod plain;
-
+mod python;
 mod random;
 mod raw;
 mod recorded;

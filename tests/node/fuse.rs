@@ -2,6 +2,7 @@
 
 use crate::support::{Node, PATIENCE_S, await_end, simulated};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -177,6 +178,34 @@ fn says(node: &Node, line: &str) -> (bool, String) {
 }
 
 /// The kernel may remember the way to a number; it must not take it for being there.
+/// The ways in which editors save a file: in its place, by a new file beside it, with a copy of the old one kept.
+#[test]
+fn an_editors_save_is_refused_politely_and_changes_nothing() {
+    let node = simulated();
+    let id = node.new_vm("name=web image=tiny memory=64M").unwrap();
+    let spec = node.read(&format!("vms/{id}/spec"));
+    let names = || -> BTreeSet<_> {
+        let entries = std::fs::read_dir(node.mount().join(format!("vms/{id}"))).unwrap();
+        entries.map(|entry| entry.unwrap().file_name()).collect()
+    };
+    let (before, file) = (names(), format!("vms/{id}/spec"));
+    for (line, sentence) in [
+        (format!("echo image=other > {file}"), "'spec' is only read"),
+        (format!("sed -i s/64M/128M/ {file}"), "write to the files that are there"),
+        (format!("cp {file} {file}~"), "write to the files that are there"),
+        (format!("mv {file} {file}.old"), "no permission to rename"),
+        (format!("ln {file} {file}.bak"), "no permission for a link"),
+        (format!("touch vms/{id}/.spec.swp"), "write to the files that are there"),
+        (format!("chmod 600 {file}"), "owners, modes and times"),
+    ] {
+        let (taken, said) = says(&node, &line);
+        assert!(!taken && !said.is_empty(), "{line}: {said}");
+        let errors = node.read("err");
+        assert!(errors.lines().last().is_some_and(|last| last.contains(sentence)), "{line}: {errors}");
+        assert_eq!((node.read(&file), names()), (spec.clone(), before.clone()), "{line}");
+    }
+}
+
 #[test]
 fn what_was_deleted_is_gone_for_every_program() {
     let node = simulated();

@@ -123,7 +123,7 @@ fn a_guest_outlives_the_daemon() {
 /// What an ordinary user types; $B is the program, $IMAGES the images. The user is Debian's `daemon`: fusermount3 wants one with a name.
 const ORDINARY: &str = r#"
 set -eu
-exec 3< <(exec "$B" serve --data "$HOME/data" --mount "$HOME/n" --images "$IMAGES")
+exec 3< <(exec "$B" serve --data "$HOME/data" --mount "$HOME/n" --images "$IMAGES" --listen "tcp!127.0.0.1!$PORT")
 node=$!
 trap 'kill $node; wait $node' EXIT
 read -r ready <&3
@@ -133,15 +133,72 @@ echo start > vms/$id/ctl
 cat vms/$id/wait
 timeout 120 grep -m 1 -o 'guest ready' vms/$id/events
 cat nodes/*/status
+# What the guest does to its host: 9P from its console, by way of its gateway, which is the host's own loopback.
+exec 4<>vms/$id/console
+for says in "$ME" "$NEW"; do
+    echo "{ printf '$says'; sleep 2; } | nc 10.42.0.1 $PORT | od -An -v -tx1 | tr -d ' \n'; echo =host-\$((40 + 2))" >&4
+    timeout 60 sed -u '/=host-42/q' <&4
+done
+exec 4<&-
+cat vms/list
 echo stop > vms/$id/ctl
 cat vms/$id/wait
 echo delete > vms/$id/ctl
 cd /
 "#;
 
+/// A message of 9P2000.L as printf(1) is told it, in octal.
+fn message(kind: u8, tag: u16, fields: &[&[u8]]) -> String {
+    let body = fields.concat();
+    let size = u32::try_from(7 + body.len()).unwrap();
+    let bytes = [&size.to_le_bytes()[..], &[kind], &tag.to_le_bytes(), &body].concat();
+    bytes.iter().map(|byte| format!("\\{byte:03o}")).collect()
+}
+
+fn string(text: &str) -> Vec<u8> {
+    [&u16::try_from(text.len()).unwrap().to_le_bytes()[..], text.as_bytes()].concat()
+}
+
+/// Version, attach, walk to `path`, open with these flags and read: what a client says all at once.
+fn conversation(path: &[&str], flags: u32) -> String {
+    let number = |n: u32| n.to_le_bytes();
+    let (root, fid, nobody) = (number(0), number(1), number(u32::MAX));
+    let names: Vec<u8> = path.iter().flat_map(|name| string(name)).collect();
+    let count = u16::try_from(path.len()).unwrap().to_le_bytes();
+    [
+        message(100, u16::MAX, &[&number(8192), &string("9P2000.L")]),
+        message(104, 1, &[&root, &nobody, &string("root"), &string(""), &number(0)]),
+        message(110, 2, &[&root, &fid, &count, &names]),
+        message(12, 3, &[&fid, &number(flags)]),
+        message(116, 4, &[&fid, &[0; 8], &number(4096)]),
+    ]
+    .concat()
+}
+
+/// Bytes as od(1) prints them.
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Ends the machines below a folder, which outlive a node that is not told to stop them: a test that fails leaves none.
+struct EndsBelow(std::path::PathBuf);
+
+impl Drop for EndsBelow {
+    fn drop(&mut self) {
+        let found = blixard::engine::host::process::working_below(&self.0).unwrap_or_default();
+        found.into_iter().for_each(|(pid, _)| crate::support::end(pid));
+    }
+}
+
+/// A port that is free now.
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
 #[test]
-fn an_ordinary_user_has_all_but_cgroups_and_taps() {
+fn an_ordinary_user_has_all_but_cgroups_and_taps_and_its_guest_is_nobody() {
     let home = tempfile::Builder::new().prefix("plain").tempdir().unwrap();
+    let _ends = EndsBelow(home.path().to_owned());
     let at = |name: &str| home.path().join(name).display().to_string();
     // The program, the images and a device that all may open, each where the user can get at it, in a mount namespace of its own.
     let script = format!(
@@ -162,6 +219,9 @@ fn an_ordinary_user_has_all_but_cgroups_and_taps() {
     let output = Command::new("unshare")
         .args(["--mount", "--propagation", "private", "bash", "-c", &script])
         .env("ORDINARY", ORDINARY)
+        .env("PORT", free_port().to_string())
+        .env("ME", conversation(&["me"], 0))
+        .env("NEW", conversation(&["vms", "new"], 2))
         .stdin(Stdio::null())
         .output()
         .unwrap();
@@ -170,4 +230,11 @@ fn an_ordinary_user_has_all_but_cgroups_and_taps() {
     assert!(said.starts_with("running\nguest ready\n") && said.ends_with("stopped\n"), "{said}\n{wrong}");
     assert!(said.contains("missing not running as root: guests have no cgroups and no taps"), "{said}");
     assert!(said.contains("guest-uid 1\n") && said.contains("network user\n"), "{said}");
+    // The guest says that it is root, and its QEMU has the uid of the node's own admin.
+    let answers: Vec<&str> = said.lines().filter(|line| line.contains("=host-42")).collect();
+    let [me, new] = answers[..] else { panic!("the guest did not ask twice: {said}") };
+    assert!([me, new].iter().all(|answer| answer.contains(&hexadecimal(b"9P2000.L"))), "it reached its host: {said}");
+    assert!(me.contains(&hexadecimal(b"user none\nrole none\n")), "{said}");
+    let denied = hexadecimal(&[11, 0, 0, 0, 7, 3, 0, 13, 0, 0, 0]);
+    assert!(new.contains(&denied), "Tlopen for writing is EACCES: {said}");
 }

@@ -116,6 +116,18 @@ impl Node {
         kill_process(Pid::from_child(self.process.as_ref().unwrap()), signal).unwrap();
     }
 
+    /// What of it is in memory, in bytes.
+    pub fn resident_bytes(&self) -> u64 {
+        let path = format!("/proc/{}/statm", self.process.as_ref().unwrap().id());
+        let pages: u64 = std::fs::read_to_string(path).unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+        pages * rustix::param::page_size() as u64
+    }
+
+    /// How many descriptors it has.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.process.as_ref().unwrap().id())).unwrap().count()
+    }
+
     /// Stops the daemon, until what is given back is dropped: when this returns, none of its threads runs any more.
     pub fn freeze(&self) -> Frozen<'_> {
         self.signal(Signal::STOP);

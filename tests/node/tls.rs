@@ -3,7 +3,8 @@
 use crate::secure::{Secure, ca_done, ca_refused};
 use crate::support::PATIENCE_S;
 use blixard::ninep::identity::Identity;
-use blixard::ninep::tls;
+use blixard::ninep::{Dialect, List, NOFID, NOTAG, NumericId, Request, tls};
+use bytes::BytesMut;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, date_time_ymd,
 };
@@ -17,6 +18,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
 
 const PATIENCE: Duration = Duration::from_secs(PATIENCE_S);
 
@@ -62,8 +64,8 @@ fn made(by: &Issuer<'static, KeyPair>, purposes: &[ExtendedKeyUsagePurpose], yea
     (certificate.der().clone(), PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).unwrap())
 }
 
-/// Does the server speak 9P to whoever shows this? It has to say so, or to end it.
-async fn is_let_in(secure: &Secure, shown: Option<&Shown>, port: u16) -> bool {
+/// How a client that shows this connects.
+fn connector(secure: &Secure, shown: Option<&Shown>) -> (TlsConnector, ServerName<'static>) {
     let mut roots = RootCertStore::empty();
     let text = std::fs::read(secure.node.data().join("ca/ca.pem")).unwrap();
     roots.add(CertificateDer::from_pem_slice(&text).unwrap()).unwrap();
@@ -74,10 +76,14 @@ async fn is_let_in(secure: &Secure, shown: Option<&Shown>, port: u16) -> bool {
         Some((certificate, key)) => config.with_client_auth_cert(vec![certificate.clone()], key.clone_key()).unwrap(),
         None => config.with_no_client_auth(),
     };
-    let name = ServerName::try_from(secure.host.clone()).unwrap();
+    (TlsConnector::from(Arc::new(config)), ServerName::try_from(secure.host.clone()).unwrap())
+}
+
+/// Does the server speak 9P to whoever shows this? It has to say so, or to end it.
+async fn is_let_in(secure: &Secure, shown: Option<&Shown>, port: u16) -> bool {
+    let (connector, name) = connector(secure, shown);
     let attempt = async {
         let stream = TcpStream::connect((secure.host.as_str(), port)).await?;
-        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
         let mut stream = connector.connect(name, stream).await?;
         stream.write_all(VERSION).await?;
         let mut reply = [0; 7];
@@ -131,6 +137,49 @@ async fn only_the_right_certificate_comes_in_and_every_other_is_refused_with_a_r
     assert_eq!(timeout(PATIENCE, silent.read(&mut [0; 1])).await.expect("it is closed").unwrap_or(0), 0);
     secure.until_traced("it has not proved who it is within 10 s");
     assert!(is_let_in(&secure, Some(&right), 5640).await, "and all the same the right one comes in");
+}
+
+/// However much waits in the server, in TLS and in the sockets, all of it comes in the end.
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_comes_however_late_it_is_read() {
+    let secure = Secure::start();
+    secure.node.write("users/new", "name=ann role=viewer").unwrap();
+    let (connector, name) = connector(&secure, Some(&pem(&secure.issue("ann"))));
+    let stream = TcpStream::connect((secure.host.as_str(), 5640)).await.unwrap();
+    let (mut reader, mut writer) = tokio::io::split(connector.connect(name, stream).await.unwrap());
+    let mut bytes = BytesMut::new();
+    let mut say = |tag: u16, request: Request<'_>| request.encode(Dialect::L, tag, &mut bytes).unwrap();
+    let mut scratch = BytesMut::new();
+    let (afid, n_uname) = (NOFID, NumericId::NONE);
+    say(NOTAG, Request::Version { msize: 65_536, version: "9P2000.L" });
+    say(1, Request::Attach { fid: 0, afid, uname: "", aname: "", n_uname });
+    say(1, Request::Walk { fid: 0, newfid: 1, names: List::of(&["README"], &mut scratch).unwrap() });
+    say(1, Request::Lopen { fid: 1, flags: 0 });
+    let reads = 4_000;
+    for tag in 0..reads {
+        say(tag, Request::Read { fid: 1, offset: 0, count: 60_000 });
+    }
+    // Nobody reads until the server takes no more: its socket is full then.
+    let writing = tokio::spawn(async move { writer.write_all(&bytes).await.map(|()| writer) });
+    let row = |node: &crate::support::Node| crate::users::sessions(node).into_iter().find(|row| row[1] == "ann");
+    let mut before = None;
+    crate::secure::until("the server is held up", || {
+        let now = row(&secure.node).map(|row| (row[8].clone(), row[11].clone()));
+        let is_still = now.is_some() && now == before && now.as_ref().is_some_and(|(requests, _)| requests != "0");
+        before = now;
+        std::thread::sleep(Duration::from_millis(20));
+        is_still
+    });
+    for answer in 0..u32::from(reads) + 4 {
+        let reading = async {
+            let size = reader.read_u32_le().await.unwrap();
+            let mut rest = vec![0; size as usize - 4];
+            reader.read_exact(&mut rest).await.unwrap();
+            assert_ne!(rest[0], 7, "an error");
+        };
+        timeout(PATIENCE, reading).await.unwrap_or_else(|_| panic!("answer {answer} does not come"));
+    }
+    writing.await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

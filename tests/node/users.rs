@@ -66,7 +66,8 @@ async fn a_viewer_starts_nothing_over_any_front() {
     assert_eq!(denied(ctl.write(0, b"stop\n").await), EACCES, "what was open is no way round");
 }
 
-fn sessions(node: &Node) -> Vec<Vec<String>> {
+/// The words of each line of `nodes/NAME/sessions`.
+pub fn sessions(node: &Node) -> Vec<Vec<String>> {
     let list = std::fs::read_dir(node.mount().join("nodes")).unwrap().flatten().find(|e| e.path().is_dir()).unwrap();
     let text = std::fs::read_to_string(list.path().join("sessions")).unwrap();
     text.lines().map(|line| line.split_whitespace().map(str::to_owned).collect()).collect()

@@ -159,7 +159,7 @@ impl Model {
                 })
             }
             Command::ImageForget { name } => {
-                self.need(by, Role::Admin)?;
+                agent.or_else(|_| self.need(by, Role::Admin))?;
                 if !self.images.contains_key(name) {
                     return Err("ENOENT");
                 }

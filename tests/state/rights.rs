@@ -89,12 +89,13 @@ fn users_do_not_report_and_agents_do_nothing_else() {
     for command in [
         new_vm(None, spec()),
         verb(vm, VmVerb::Kill),
-        Command::ImageForget { name: "tiny".into() },
         Command::PoolDelete { name: "default".into() },
         user_set("x", Role::Admin, None),
     ] {
         assert_eq!(cluster.refused(By::Agent, command).0, Code::Denied);
     }
+    // Whether an image is there is for the agent to see; here one is in use.
+    assert_eq!(cluster.refused(By::Agent, Command::ImageForget { name: "tiny".into() }).0, Code::Busy);
 }
 
 #[test]

@@ -137,11 +137,12 @@ async fn check_absent(cluster: &Cluster, who: &Caller, path: &str, (dir, place):
         server.open(who, place, WRITE).err().map(|r| r.code),
         server.truncate(who, place, 0).err().map(|r| r.code),
         server.readlink(who, place).err().map(|r| r.code),
+        server.name(who, place).err().map(|r| r.code),
         server.readdir(who, place, 0, &mut |_| panic!("{path} has something")).err().map(|r| r.code),
         answer(server.remove(who, dir, name, true)).await.err().map(|r| r.code),
         answer(server.remove(who, dir, name, false)).await.err().map(|r| r.code),
     ];
-    assert_eq!(codes, [Some(Code::NotFound); 9], "{path} for {}", who.user);
+    assert_eq!(codes, [Some(Code::NotFound); 10], "{path} for {}", who.user);
     let mut listed = Vec::new();
     let mut keep = |entry: DirEntry| {
         listed.push(entry.name);

@@ -5,9 +5,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 /// The format of an encoded [`Entry`], its first byte. A new kind of command is a new format.
-const ENTRY_FORMAT: u8 = 2;
+pub const ENTRY_FORMAT: u8 = 2;
 /// The format of an encoded [`State`], its first byte.
-const STATE_FORMAT: u8 = 2;
+pub const STATE_FORMAT: u8 = 2;
 
 /// Length of a SHA-256.
 const HASH_BYTES: usize = 32;

@@ -33,7 +33,7 @@ mod words;
 pub use access::{About, Access};
 pub use command::{Command, Conditions, VmReport, VmVerb};
 pub use directory::{Directory, Kind, Touched};
-pub use encoding::DecodeError;
+pub use encoding::{DecodeError, ENTRY_FORMAT, STATE_FORMAT};
 pub use entry::{By, Entry, EntryId, Outcome, Reply};
 pub use event::{Event, Subject, What};
 pub use history::{HISTORY_MAX, History};
@@ -152,6 +152,11 @@ impl State {
     /// The VMs with a number greater than `after`, by number.
     pub fn vms_after(&self, after: VmId) -> impl Iterator<Item = &Arc<Vm>> {
         self.vms.range((std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded)).map(|(_, vm)| vm)
+    }
+
+    /// Those of them that have a name. It looks no further than at the last of these.
+    pub fn named_vms_after(&self, after: VmId) -> impl Iterator<Item = &Arc<Vm>> {
+        self.vms_after(after).filter(|vm| vm.name.is_some()).take(self.vm_names.len())
     }
 
     /// What is not the same VM in `older`: (before, now) of each, in no particular order. It costs as much as has changed.

@@ -1,7 +1,7 @@
 //! Attributes: getattr, setattr, statfs, readlink.
 
 use super::session::{Answerer, Failure, Session, own, qid};
-use crate::fs::tree::{Creation, Kind, Stat};
+use crate::fs::tree::{Creation, Identity, Kind, Stat};
 use crate::ninep::linux::{self, Attributes, getattr, setattr};
 use crate::ninep::{IO_HEADER_BYTES, Reply};
 use crate::text::Code;
@@ -21,7 +21,7 @@ impl Session {
             known |= getattr::LASTING;
         }
         let valid = mask & known;
-        answer.send(&Reply::Getattr { valid, qid: qid(&stat), attributes: attributes(&stat) })
+        answer.send(&Reply::Getattr { valid, qid: qid(Identity::of(&stat)), attributes: attributes(&stat) })
     }
 
     /// A truncation is what `>` does and is the tree's to take; times that come with it mean nothing. All else is refused.

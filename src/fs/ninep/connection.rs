@@ -95,12 +95,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Sends, answers what has become ready, receives: whatever can be done; pending if nothing can.
     fn poll_move(&mut self, context: &mut Context<'_>) -> Poll<Result<(), End>> {
         let held_back = !self.may_take_more();
-        while !self.output.is_empty() {
-            match self.output.poll_send(&mut self.stream, context)? {
-                Poll::Ready(_) => {}
-                Poll::Pending => break,
-            }
-        }
+        // What can't be sent now wakes us when it can; there may be other things to do until then.
+        let _all_sent = self.output.poll_send_all(&mut self.stream, context)?.is_ready();
         if !self.may_take_more() {
             return Poll::Pending;
         }
@@ -115,12 +111,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     fn poll_drain(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.output.is_empty() {
-            match self.output.poll_send(&mut self.stream, context)? {
-                Poll::Ready(_) => {}
-                Poll::Pending => return Poll::Pending,
-            }
-        }
-        Poll::Ready(Ok(()))
+        self.output.poll_send_all(&mut self.stream, context)
     }
 }

@@ -7,6 +7,7 @@ use super::limits::{HANDSHAKE_WITHIN, HANDSHAKES_MAX};
 use super::listener::Accepted;
 use super::peer::Peer;
 use super::session::{Broken, Session};
+use crate::clock::system_millis;
 use crate::fs::sessions::{Place, Sessions};
 use crate::fs::tree::{Credential, Tree};
 use crate::ninep::Malformed;
@@ -16,7 +17,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
@@ -164,8 +165,11 @@ fn hint(broken: &Broken) -> &'static str {
 
 /// A connection lasts no longer than the certificate by which it came in.
 async fn until_expired(holder: &Holder, conversation: impl Future<Output = ()>) {
-    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
-    let left_ms = holder.expires_ms.saturating_sub(u64::try_from(now_ms).unwrap_or(u64::MAX));
+    let now_ms = match system_millis() {
+        Ok(now_ms) => now_ms,
+        Err(error) => return refuse(&holder.name, &format!("whether the certificate is valid can't be told: {error}")),
+    };
+    let left_ms = holder.expires_ms.saturating_sub(now_ms);
     tokio::select! {
         () = conversation => {}
         () = sleep(Duration::from_millis(left_ms)) => {

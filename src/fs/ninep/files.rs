@@ -60,7 +60,7 @@ impl Session {
                 Open::File { handle, how, commands }
             }
         };
-        let qid = qid(&self.tree.stat(&fid.who, fid.place)?);
+        let qid = qid(self.tree.identity(&fid.who, fid.place)?);
         fid.open = Some(open);
         Ok((qid, iounit))
     }

@@ -2,7 +2,7 @@
 
 use super::fids::{Fid, Listed, Open};
 use super::session::{Answerer, Failure, Session, check_name, own, qid};
-use crate::fs::tree::{self, Creation, Kind, OpenMode, Place, Tree};
+use crate::fs::tree::{self, Creation, Identity, Kind, OpenMode, Place, Tree};
 use crate::ninep::field::Field;
 use crate::ninep::stat::{Counted, mode, open};
 use crate::ninep::{Dialect, Extended, NumericId, Reply, Stat};
@@ -170,7 +170,7 @@ fn record<'a>(stat: &'a tree::Stat, name: &'a str, target: &'a str) -> Stat<'a> 
     Stat {
         kind: 0,
         dev: 0,
-        qid: qid(stat),
+        qid: qid(Identity::of(stat)),
         mode: kind | stat.mode & mode::PERMISSIONS,
         atime: seconds,
         mtime: seconds,

@@ -5,7 +5,7 @@ use super::fids::{Fid, Fids};
 use super::peer::Peer;
 use super::waiting::{Ended, Finished, Waiting, What};
 use crate::fs::sessions::Session as Counted;
-use crate::fs::tree::{Caller, Creation, Kind, Place, Stat, Tree};
+use crate::fs::tree::{Caller, Creation, Identity, Kind, Place, Tree};
 use crate::ninep::frame::Output;
 use crate::ninep::{
     Data, Dialect, Extended, Header, List, MSIZE_MAX, MSIZE_MIN, Malformed, NOFID, NOTAG, Qid, Reply, Request,
@@ -301,7 +301,7 @@ impl Session {
         self.caller = Some(who.clone());
         let (root, kind) = (Place::ROOT, Kind::Directory);
         let mut at = Fid { who, root, place: root, kind, open: None, running: 0 };
-        let mut qid = qid(&self.tree.stat(&at.who, root)?);
+        let mut qid = qid(self.tree.identity(&at.who, root)?);
         for name in aname.split('/').filter(|name| !name.is_empty()) {
             qid = self.step(&mut at, name)?;
         }
@@ -346,24 +346,24 @@ impl Session {
     fn step(&self, at: &mut Fid, name: &str) -> Result<Qid, Failure> {
         at.directory()?;
         check_name(name)?;
-        let mut stat = self.look(at, name)?;
-        if stat.kind == Kind::Link && self.dialect() == Dialect::Plain {
+        let mut found = self.look(at, name)?;
+        if found.kind == Kind::Link && self.dialect() == Dialect::Plain {
             // 9P2000 has no links: the name stands for what it leads to.
-            let target = self.tree.readlink(&at.who, stat.place)?;
+            let target = self.tree.readlink(&at.who, found.place)?;
             for name in target.split('/') {
-                stat = self.look(at, name)?;
-                (at.place, at.kind) = (stat.place, stat.kind);
+                found = self.look(at, name)?;
+                (at.place, at.kind) = (found.place, found.kind);
             }
         }
-        (at.place, at.kind) = (stat.place, stat.kind);
-        Ok(qid(&stat))
+        (at.place, at.kind) = (found.place, found.kind);
+        Ok(qid(found))
     }
 
     /// What is at a name; `..` leads no further up than what was attached to.
-    fn look(&self, at: &Fid, name: &str) -> Result<Stat, Refusal> {
+    fn look(&self, at: &Fid, name: &str) -> Result<Identity, Refusal> {
         let up = name == "..";
         let place = if up && at.place == at.root { at.place } else { self.tree.walk(&at.who, at.place, name)? };
-        self.tree.stat(&at.who, place)
+        self.tree.identity(&at.who, place)
     }
 
     fn clunk(&mut self, fid: u32, answer: &mut Answerer<'_>) -> Result<(), Failure> {
@@ -475,9 +475,9 @@ pub(super) fn check_name(name: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The qid of what was stat'ed.
-pub(super) fn qid(stat: &Stat) -> Qid {
-    Qid { kind: qid_kind(stat.kind), version: stat.version, path: stat.place.0 }
+/// A place's qid.
+pub(super) fn qid(of: Identity) -> Qid {
+    Qid { kind: qid_kind(of.kind), version: of.version, path: of.place.0 }
 }
 
 /// The kind of a qid.

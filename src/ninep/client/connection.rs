@@ -7,6 +7,7 @@
 
 use super::ClientError;
 use crate::ninep::frame::{Input, Output};
+use crate::ninep::tls::end_of;
 use crate::ninep::{Dialect, Header, Malformed, Reply, Request, print};
 use bytes::Bytes;
 use std::collections::HashMap;
@@ -375,7 +376,7 @@ impl Connection {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(0)) => return Poll::Ready("the server closed it".into()),
                 Poll::Ready(Ok(_)) => {}
-                Poll::Ready(Err(error)) => return Poll::Ready(error.to_string()),
+                Poll::Ready(Err(error)) => return Poll::Ready(end_of(&error)),
             }
             if let Err(why) = self.take_answers(input) {
                 return Poll::Ready(why.to_string());
@@ -461,17 +462,9 @@ impl State {
         if self.driver.as_ref().is_none_or(|driver| !driver.will_wake(context.waker())) {
             self.driver = Some(context.waker().clone());
         }
-        while !self.output.is_empty() {
-            match self.output.poll_send(&mut self.sink, context) {
-                Poll::Pending => break,
-                Poll::Ready(Ok(_)) => {}
-                Poll::Ready(Err(error)) => return Poll::Ready(error.to_string()),
-            }
-        }
-        // What encrypts may hold something back until it is told that nothing more comes.
-        match std::pin::Pin::new(&mut self.sink).poll_flush(context) {
+        match self.output.poll_send_all(&mut self.sink, context) {
             Poll::Ready(Err(error)) => Poll::Ready(error.to_string()),
-            _ => Poll::Pending,
+            Poll::Ready(Ok(())) | Poll::Pending => Poll::Pending,
         }
     }
 }
