@@ -11,8 +11,8 @@ use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-/// Threads that carry requests to the server and answers back. One waits for the socket while the other answers the kernel.
-const THREADS: usize = 2;
+/// Threads that carry answers back. One does it: with more, each answer wakes up another.
+const THREADS: usize = 1;
 /// What is said on the standard error: what goes wrong, and what the connection does.
 const TRACE: &str = "warn,polyfuse=error,blixard=info";
 

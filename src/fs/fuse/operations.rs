@@ -5,6 +5,7 @@ use super::mounted::{Attributes, Found, Listing, Mounted};
 use super::waiting::{WAITING_MAX, Waiting};
 use crate::fs::tree::{Answer, Creation, OpenMode, Opened};
 use crate::text::{Code, Refusal};
+use async_task::Runnable;
 use bytes::Bytes;
 use polyfuse::reply::{AttrOut, EntryOut, FileAttr, OpenOut, StatfsOut, WriteOut};
 use polyfuse::{Operation, Request, op};
@@ -13,7 +14,6 @@ use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::io::{self, BufRead};
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::runtime::Handle as Runtime;
 
@@ -250,16 +250,6 @@ impl Front {
             Answer::Now(Err(refusal)) => return request.reply_error(errno(&refusal)),
             Answer::Later(future) => future,
         };
-        // What is to be sent is sent by this thread, before another one wakes up for it.
-        let mut future = future;
-        let entered = self.runtime.enter();
-        let begun = future.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-        drop(entered);
-        match begun {
-            Poll::Ready(Ok(value)) => return send(&request, value),
-            Poll::Ready(Err(refusal)) => return request.reply_error(errno(&refusal)),
-            Poll::Pending => {}
-        }
         let unique = request.unique();
         let Some(interrupted) = self.waiting.begin(unique) else {
             let refusal = Refusal::again(format!("busy: {WAITING_MAX} requests wait already"));
@@ -267,7 +257,7 @@ impl Front {
             return request.reply_error(Errno::AGAIN.raw_os_error());
         };
         let waiting = self.waiting.clone();
-        self.runtime.spawn(async move {
+        let work = async move {
             let result = tokio::select! {
                 result = future => result,
                 () = interrupted.cancelled() => Err(Refusal::new(Code::Interrupted, "interrupted")),
@@ -280,8 +270,22 @@ impl Front {
             if let Err(error) = sent {
                 tracing::debug!(%error, "an answer did not reach the kernel");
             }
-        });
+        };
+        self.begin(work);
         Ok(())
+    }
+
+    /// Begins something on this thread, and goes on with it on the runtime where it is woken up: another thread is woken for an
+    /// answer that is here, and not to send a question or to wait.
+    fn begin(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let runtime = self.runtime.clone();
+        let go_on = move |work: Runnable| {
+            runtime.spawn(async move { work.run() });
+        };
+        let (begun, task) = async_task::spawn(work, go_on);
+        task.detach();
+        let _entered = self.runtime.enter();
+        begun.run();
     }
 
     fn entry(&self, request: Request, answer: Answer<Found>) -> io::Result<()> {

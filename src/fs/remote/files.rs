@@ -4,13 +4,12 @@
 use super::link::Session;
 use super::{Does, JustOpened, MASK, Shared, Trouble, attributes};
 use crate::fs::tree::{Answer, Handle, OpenMode, Opened};
-use crate::ninep::client::{Ahead, ClientError, File};
+use crate::ninep::client::{Ahead, File};
 use crate::ninep::linux::open;
 use crate::text::Refusal;
 use bytes::Bytes;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::time::timeout;
 
 /// How much of a text is fetched together with its open, in bytes: all of most files here.
 const AHEAD_BYTES: u32 = 8 * 1024;
@@ -148,8 +147,7 @@ impl Open {
                 Some(file) => file,
                 None => self.reopen(&session, offset).await?,
             };
-            let reading = timeout(READ_WITHIN, file.read_some(offset, count)).await;
-            Ok(reading.unwrap_or(Err(ClientError::TimedOut(READ_WITHIN)))?)
+            Ok(file.read_some(offset, count, Some(READ_WITHIN)).await?)
         };
         self.shared.look(read).await
     }
@@ -161,7 +159,7 @@ impl Open {
             None if self.is_to_tell() => return Err(cut()),
             None => self.reopen(&session, 0).await.map_err(|trouble| trouble.refusal(Does::Look))?,
         };
-        file.read_some(0, count).await.map_err(|error| {
+        file.read_some(0, count, None).await.map_err(|error| {
             let trouble = Trouble::Client(error);
             if trouble.is_loss() {
                 self.is_to_tell();

@@ -13,12 +13,13 @@ use bytes::Bytes;
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io::Write;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// Requests at a time. Whoever comes later waits for a tag.
@@ -54,8 +55,8 @@ impl Answered {
 
 /// One request's place.
 enum Slot {
-    /// Somebody waits.
-    Asked(oneshot::Sender<Answered>),
+    /// Somebody waits, until then at most; the answer is None if it did not come in time.
+    Asked(oneshot::Sender<Option<Answered>>, Option<Instant>),
     /// Nobody does any more: a Tflush was sent.
     Flushed,
     /// A Tclunk that nobody waits for.
@@ -77,6 +78,9 @@ struct State {
     closed: Option<String>,
     msize: u32,
     next_fid: u32,
+    /// When the driver looks for requests whose time is over: not after the first deadline. One timer for all of them, which stays
+    /// when its request is answered, so that a request costs none.
+    looks_at: Option<Instant>,
 }
 
 /// The shared half of a connection.
@@ -107,6 +111,7 @@ impl Connection {
             closed: None,
             msize,
             next_fid: 1,
+            looks_at: None,
         };
         let tags = Semaphore::new(REQUESTS_MAX.into());
         let connection =
@@ -137,30 +142,38 @@ impl Connection {
         number
     }
 
-    /// Asks, and waits for the answer. Dropping the future cancels the request.
-    pub async fn ask(self: &Arc<Self>, request: &Request<'_>) -> Result<Answered, ClientError> {
-        let [answered] = self.ask_all([request]).await?;
+    /// Asks, and waits for the answer, as long as `limit` says if it is given. Dropping the future cancels the request.
+    pub async fn ask(
+        self: &Arc<Self>,
+        limit: Option<Duration>,
+        request: &Request<'_>,
+    ) -> Result<Answered, ClientError> {
+        let [answered] = self.ask_all(limit, [request]).await?;
         answered
-    }
-
-    /// The same, for at most this long.
-    pub async fn ask_within(self: &Arc<Self>, limit: Duration, request: &Request<'_>) -> Result<Answered, ClientError> {
-        timeout(limit, self.ask(request)).await.unwrap_or(Err(ClientError::TimedOut(limit)))
     }
 
     /// Asks for several things at once, which the server does in this order, and waits for all answers.
     pub async fn ask_all<const N: usize>(
         self: &Arc<Self>,
+        limit: Option<Duration>,
         requests: [&Request<'_>; N],
     ) -> Result<[Result<Answered, ClientError>; N], ClientError> {
         let count = u32::try_from(N).unwrap_or(u32::MAX);
         // The permits come back with the tags.
-        self.tags.acquire_many(count).await.map_err(|_| self.closed())?.forget();
-        let asked = self.send(requests)?;
+        match (self.tags.try_acquire_many(count), limit) {
+            (Ok(permits), _) => permits.forget(),
+            (Err(_), None) => self.tags.acquire_many(count).await.map_err(|_| self.closed())?.forget(),
+            (Err(_), Some(limit)) => timeout(limit, self.tags.acquire_many(count))
+                .await
+                .map_err(|_elapsed| ClientError::TimedOut(limit))?
+                .map_err(|_| self.closed())?
+                .forget(),
+        }
+        let asked = self.send(limit, requests)?;
         let mut answers = asked.map(Err);
         for answer in &mut answers {
             if let Err(asked) = answer {
-                let answered = asked.answer().await;
+                let answered = asked.answer(limit).await;
                 *answer = Ok(answered);
             }
         }
@@ -181,17 +194,23 @@ impl Connection {
         ClientError::Closed(self.why())
     }
 
-    fn send<const N: usize>(self: &Arc<Self>, requests: [&Request<'_>; N]) -> Result<[Asked; N], ClientError> {
+    fn send<const N: usize>(
+        self: &Arc<Self>,
+        limit: Option<Duration>,
+        requests: [&Request<'_>; N],
+    ) -> Result<[Asked; N], ClientError> {
+        let deadline = limit.map(|limit| Instant::now() + limit);
         let mut state = self.state();
         if let Some(why) = &state.closed {
             return Err(ClientError::Closed(why.clone()));
         }
         let asked = requests.map(|request| {
             let (sender, receiver) = oneshot::channel();
-            let put = self.put(&mut state, request, Slot::Asked(sender));
+            let put = self.put(&mut state, request, Slot::Asked(sender, deadline));
             Asked { connection: self.clone(), put, answered: false, receiver }
         });
         state.send();
+        state.look_at(deadline);
         Ok(asked)
     }
 
@@ -255,14 +274,42 @@ impl Connection {
     fn cancel(&self, tag: u16) {
         let mut state = self.state();
         // It may have been answered a moment ago, and its tag may be another's by now, who does wait.
-        if !matches!(state.slots.get(&tag), Some(Slot::Asked(sender)) if sender.is_closed()) || tag == VERSION_TAG {
+        if !matches!(state.slots.get(&tag), Some(Slot::Asked(sender, _)) if sender.is_closed()) || tag == VERSION_TAG {
             return;
         }
+        self.flush(&mut state, tag);
+        state.send();
+    }
+
+    fn flush(&self, state: &mut State, tag: u16) {
         state.slots.insert(tag, Slot::Flushed);
         let (tag, flush) = (tag + FLUSH_TAG, Request::Flush { oldtag: tag });
         // A Tflush is too short to fail.
         let _ = state.output.request(Dialect::L, tag, &flush);
         self.print(&print::request(Dialect::L, tag, &flush));
+    }
+
+    /// Ends what has waited for too long.
+    fn end_overdue(&self, now: Instant) {
+        let mut state = self.state();
+        let (mut overdue, mut next) = (Vec::new(), None);
+        for (tag, slot) in &state.slots {
+            match slot {
+                Slot::Asked(_, Some(deadline)) if *deadline <= now => overdue.push(*tag),
+                Slot::Asked(_, Some(deadline)) => {
+                    next = Some(next.map_or(*deadline, |next: Instant| next.min(*deadline)))
+                }
+                _ => {}
+            }
+        }
+        for tag in overdue {
+            if let Some(Slot::Asked(sender, _)) = state.slots.remove(&tag) {
+                // Nobody receives it if its request was dropped a moment ago.
+                let _ = sender.send(None);
+                self.flush(&mut state, tag);
+            }
+        }
+        state.looks_at = next;
         state.send();
     }
 
@@ -293,8 +340,25 @@ impl Connection {
 
     async fn drive(self: Arc<Self>, mut source: impl AsyncRead + Unpin) {
         let mut input = Input::default();
-        let why = poll_fn(|context| self.poll_drive(&mut source, &mut input, context)).await;
+        let mut alarm = pin!(sleep_until(Instant::now()));
+        let driven = poll_fn(|context| {
+            while let Some(at) = self.looks_at() {
+                if alarm.deadline() != at {
+                    alarm.as_mut().reset(at);
+                }
+                match alarm.as_mut().poll(context) {
+                    Poll::Ready(()) => self.end_overdue(Instant::now()),
+                    Poll::Pending => break,
+                }
+            }
+            self.poll_drive(&mut source, &mut input, context)
+        });
+        let why = driven.await;
         self.end(&why);
+    }
+
+    fn looks_at(&self) -> Option<Instant> {
+        self.state().looks_at
     }
 
     /// Sends and receives until the stream ends; says why it did.
@@ -337,9 +401,9 @@ impl Connection {
                 }
                 Some(Slot::Flushed) => self.free(&mut state, tag),
                 Some(_) | None if was_flush => return Err(Wrong::Tag(header.tag)),
-                Some(Slot::Asked(sender)) => {
+                Some(Slot::Asked(sender, _)) => {
                     // Nobody receives it if its request was dropped a moment ago; `cancel` then finds no slot.
-                    let _ = sender.send(Answered { kind: header.kind, body: Bytes::copy_from_slice(body) });
+                    let _ = sender.send(Some(Answered { kind: header.kind, body: Bytes::copy_from_slice(body) }));
                     self.free(&mut state, tag);
                 }
                 Some(Slot::Clunk) => self.free(&mut state, tag),
@@ -379,6 +443,17 @@ impl State {
         }
     }
 
+    /// The driver is to look for what is overdue by then.
+    fn look_at(&mut self, deadline: Option<Instant>) {
+        let Some(deadline) = deadline else { return };
+        if self.looks_at.is_none_or(|at| deadline < at) {
+            self.looks_at = Some(deadline);
+            if let Some(driver) = &self.driver {
+                driver.wake_by_ref();
+            }
+        }
+    }
+
     /// Sends until nothing is left; ready with the reason if that can't be done any more.
     fn poll_send_all(&mut self, context: &mut Context<'_>) -> Poll<String> {
         if let Some(why) = &self.closed {
@@ -400,17 +475,18 @@ struct Asked {
     /// Its tag, if it could be sent.
     put: Result<u16, Malformed>,
     answered: bool,
-    receiver: oneshot::Receiver<Answered>,
+    receiver: oneshot::Receiver<Option<Answered>>,
 }
 
 impl Asked {
-    async fn answer(&mut self) -> Result<Answered, ClientError> {
+    async fn answer(&mut self, limit: Option<Duration>) -> Result<Answered, ClientError> {
         if let Err(malformed) = &self.put {
             return Err(ClientError::TooLong(malformed.to_string()));
         }
         let answered = (&mut self.receiver).await;
         self.answered = true;
         let answered = answered.map_err(|_| ClientError::Lost(self.connection.why()))?;
+        let answered = answered.ok_or_else(|| ClientError::TimedOut(limit.unwrap_or_default()))?;
         match answered.reply()? {
             Reply::Lerror { ecode } => Err(ClientError::Refused { errno: i32::try_from(ecode).unwrap_or(i32::MAX) }),
             Reply::Error { ename, .. } => Err(ClientError::Protocol(format!("the server said: {ename}"))),

@@ -2,7 +2,7 @@
 
 use super::connection::{Answered, Connection};
 use super::file::{Ahead, File};
-use super::{ANSWER_WITHIN, CHANGE_WITHIN, ClientError, unexpected, within};
+use super::{ANSWER_WITHIN, CHANGE_WITHIN, ClientError, unexpected};
 use crate::ninep::field::{Cursor, DirEntry, Field};
 use crate::ninep::linux::{AT_REMOVEDIR, Attributes, mode, setattr};
 use crate::ninep::{Data, Dialect, List, Qid, Reply, Request};
@@ -97,11 +97,11 @@ impl Fid {
     }
 
     async fn ask(&self, request: &Request<'_>) -> Result<Answered, ClientError> {
-        self.connection.ask_within(ANSWER_WITHIN, request).await
+        self.connection.ask(Some(ANSWER_WITHIN), request).await
     }
 
     async fn change(&self, request: &Request<'_>) -> Result<Answered, ClientError> {
-        self.connection.ask_within(CHANGE_WITHIN, request).await
+        self.connection.ask(Some(CHANGE_WITHIN), request).await
     }
 
     /// One Twalk, of at most 16 names, to a fresh fid.
@@ -150,7 +150,7 @@ impl Fid {
         let walking = walk(self.number, to.number, &[name], &mut scratch)?;
         let looking = Request::Getattr { fid: to.number, request_mask: mask };
         to.known = true;
-        let [walked, looked] = within(ANSWER_WITHIN, self.connection.ask_all([&walking, &looking])).await?;
+        let [walked, looked] = self.connection.ask_all(Some(ANSWER_WITHIN), [&walking, &looking]).await?;
         let walked = reached(walked, 1);
         to.known = still_known(&walked, 1);
         walked?;
@@ -166,7 +166,7 @@ impl Fid {
         let walking = walk(self.number, to.number, &[], &mut scratch)?;
         let opening = Request::Lopen { fid: to.number, flags };
         to.known = true;
-        let [walked, opened] = within(ANSWER_WITHIN, self.connection.ask_all([&walking, &opening])).await?;
+        let [walked, opened] = self.connection.ask_all(Some(ANSWER_WITHIN), [&walking, &opening]).await?;
         let walked = reached(walked, 0);
         to.known = still_known(&walked, 0);
         walked?;
@@ -185,8 +185,8 @@ impl Fid {
         let (opening, reading) = (Request::Lopen { fid, flags }, Request::Read { fid, offset: 0, count });
         let looking = Request::Getattr { fid, request_mask: mask };
         to.known = true;
-        let asking = self.connection.ask_all([&walking, &opening, &reading, &looking]);
-        let [walked, opened, read, looked] = within(ANSWER_WITHIN, asking).await?;
+        let asking = self.connection.ask_all(Some(ANSWER_WITHIN), [&walking, &opening, &reading, &looking]);
+        let [walked, opened, read, looked] = asking.await?;
         let walked = reached(walked, 0);
         to.known = still_known(&walked, 0);
         walked?;

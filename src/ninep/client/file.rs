@@ -2,9 +2,10 @@
 
 use super::connection::Answered;
 use super::fid::{Fid, Seen};
-use super::{ANSWER_WITHIN, CHANGE_WITHIN, ClientError, TEXT_BYTES_MAX, unexpected, within};
+use super::{ANSWER_WITHIN, CHANGE_WITHIN, ClientError, TEXT_BYTES_MAX, unexpected};
 use crate::ninep::{Data, Reply, Request};
 use bytes::Bytes;
+use std::time::Duration;
 
 /// An open file. Dropped, it is closed.
 pub struct File {
@@ -30,22 +31,22 @@ pub(super) fn data(answered: Result<Answered, ClientError>, count: u32) -> Resul
 }
 
 impl File {
-    /// Some bytes from `offset`, `count` at most; none at the end. It may wait for as long as the file has nothing to say:
-    /// dropping the future cancels it.
+    /// Some bytes from `offset`, `count` at most; none at the end. Without a limit it may wait for as long as the file has
+    /// nothing to say: dropping the future cancels it.
     ///
     /// # Errors
     /// As for every request.
-    pub async fn read_some(&self, offset: u64, count: u32) -> Result<Bytes, ClientError> {
+    pub async fn read_some(&self, offset: u64, count: u32, limit: Option<Duration>) -> Result<Bytes, ClientError> {
         let count = count.min(self.fid.connection.data_max());
-        data(self.fid.connection.ask(&Request::Read { fid: self.fid.number, offset, count }).await, count)
+        data(self.fid.connection.ask(limit, &Request::Read { fid: self.fid.number, offset, count }).await, count)
     }
 
-    /// The same, as many as a message holds.
+    /// The same, as many as a message holds, and however long it takes.
     ///
     /// # Errors
     /// As for every request.
     pub async fn read(&self, offset: u64) -> Result<Bytes, ClientError> {
-        self.read_some(offset, u32::MAX).await
+        self.read_some(offset, u32::MAX, None).await
     }
 
     /// All that there is to read, of a file that has an end.
@@ -55,7 +56,7 @@ impl File {
     pub async fn read_all(&self) -> Result<Vec<u8>, ClientError> {
         let mut text = Vec::new();
         loop {
-            let part = within(ANSWER_WITHIN, self.read(text.len() as u64)).await?;
+            let part = self.read_some(text.len() as u64, u32::MAX, Some(ANSWER_WITHIN)).await?;
             if part.is_empty() {
                 return Ok(text);
             }
@@ -82,7 +83,7 @@ impl File {
             return Err(ClientError::TooLong(sentence));
         }
         let request = Request::Write { fid: self.fid.number, offset, data: Data(data) };
-        let answered = self.fid.connection.ask_within(CHANGE_WITHIN, &request).await?;
+        let answered = self.fid.connection.ask(Some(CHANGE_WITHIN), &request).await?;
         match answered.reply()? {
             Reply::Write { count } if count as usize == data.len() => Ok(()),
             Reply::Write { count } => Err(ClientError::Protocol(format!("it took {count} bytes of {}", data.len()))),

@@ -223,7 +223,7 @@ impl Client {
     }
 
     async fn greet(&self, aname: &str) -> Result<(), ClientError> {
-        let answered = self.connection.ask(&Request::Version { msize: MSIZE, version: VERSION_L }).await?;
+        let answered = self.connection.ask(None, &Request::Version { msize: MSIZE, version: VERSION_L }).await?;
         match answered.reply()? {
             Reply::Version { msize, version: VERSION_L } if (MSIZE_MIN..=MSIZE.min(MSIZE_MAX)).contains(&msize) => {
                 self.connection.agree(msize);
@@ -237,7 +237,7 @@ impl Client {
         // Who we are by the kernel counts, where the server can ask it; other servers believe this.
         let n_uname = NumericId(rustix::process::geteuid().as_raw());
         let attach = Request::Attach { fid: ROOT_FID, afid: NOFID, uname: "", aname, n_uname };
-        let answered = self.connection.ask(&attach).await?;
+        let answered = self.connection.ask(None, &attach).await?;
         match answered.reply()? {
             Reply::Attach { .. } => Ok(()),
             other => Err(unexpected(&other)),
