@@ -5,7 +5,7 @@
 //! - `place.rs`: places packed into qid paths and inode numbers
 //! - `fuse/`, `ninep/`: the fronts; `remote/`: another node's tree, for the FUSE front
 //! - `server.rs`, `directories.rs`: walk, stat, readdir, open and remove, all derived from the tables
-//! - `handles.rs`: open files; `streams.rs` with `events.rs`, and `console.rs`: those that wait; `texts.rs`: long texts, kept
+//! - `handles.rs`: open files; `streams.rs` with `events.rs`, and `console.rs`: those that wait; `texts.rs`: texts, kept
 //! - `confinement.rs`: what users see who are confined; `sessions.rs`: who is connected; `watch.rs`: who is not to be any more
 //! - `verbs.rs`: what is written to a ctl; `errors.rs`: `/err`
 
