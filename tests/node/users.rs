@@ -149,7 +149,7 @@ async fn who_is_deleted_or_gets_another_uid_is_sent_away() {
     let vic = mount.join("users/vic");
     tokio::task::spawn_blocking(move || std::fs::remove_dir(vic)).await.unwrap().unwrap();
     let ended = waiting.await.unwrap();
-    assert!(matches!(ended, ClientError::Closed(_)), "{ended:?}");
+    assert!(matches!(ended, ClientError::Closed(_) | ClientError::Lost(_)), "{ended:?}");
     secure.until_traced("there is no user 'vic'");
     // By uid, over the socket.
     let root = Client::connect(&secure.unix().parse().unwrap()).await.unwrap();
