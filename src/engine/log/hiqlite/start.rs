@@ -4,6 +4,7 @@ use crate::engine::log::LogError;
 use hiqlite::{Client, Node, NodeConfig};
 use std::fs::OpenOptions;
 use std::io::Write;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
@@ -76,7 +77,7 @@ fn config(folder: &Path, node: u64, options: &super::OpenOptions) -> Result<Node
         node_id: node,
         // Port 0: the kernel chooses a free one, and of a node alone nobody needs to know it. Except for hiqlite's own client,
         // which connects to the API and would try port 0 again every few seconds.
-        nodes: vec![Node { id: node, addr_raft: "127.0.0.1:0".to_owned(), addr_api: free_address()? }],
+        nodes: vec![Node { id: node, addr_raft: "127.0.0.1:0".to_owned(), addr_api: reserved_address()? }],
         listen_addr_api: "127.0.0.1".into(),
         listen_addr_raft: "127.0.0.1".into(),
         data_dir: data_dir.to_owned().into(),
@@ -90,13 +91,19 @@ fn config(folder: &Path, node: u64, options: &super::OpenOptions) -> Result<Node
     })
 }
 
-/// A loopback address whose port was free just now. Should somebody take it in between, the client's connection fails, which a node
-/// alone does not need.
-fn free_address() -> Result<String, LogError> {
-    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
-    listener
-        .map(|address| address.to_string())
-        .map_err(|error| LogError::Failed(format!("no port on 127.0.0.1: {error}")))
+/// A loopback address whose port is kept for us for a minute. A connection that was just closed does that (TIME_WAIT): whoever asks
+/// for any free port gets another one, while hiqlite, which asks for this one with SO_REUSEADDR as Rust's listeners do, gets it.
+fn reserved_address() -> Result<String, LogError> {
+    let reserve = || {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let address = listener.local_addr()?;
+        let client = TcpStream::connect(address)?;
+        // The side that closes first is the one that waits.
+        drop(listener.accept()?);
+        drop(client);
+        Ok(address.to_string())
+    };
+    reserve().map_err(|error: std::io::Error| LogError::Failed(format!("no port on 127.0.0.1: {error}")))
 }
 
 /// Makes hiqlite build its database anew from its snapshot and the Raft log, as after a crash, at every start.
@@ -153,4 +160,20 @@ pub(super) fn make_folder(folder: &Path) -> Result<std::path::PathBuf, LogError>
         .create(folder)
         .and_then(|()| folder.canonicalize())
         .map_err(|error| LogError::Failed(format!("{}: {error}", folder.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn a_reserved_address_is_nobody_elses_and_can_be_taken() {
+        let reserved: BTreeSet<String> = (0..50).map(|_| reserved_address().unwrap()).collect();
+        assert_eq!(reserved.len(), 50, "none is given twice");
+        let others: Vec<TcpListener> = (0..500).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        assert!(others.iter().all(|other| !reserved.contains(&other.local_addr().unwrap().to_string())));
+        let taken: Vec<TcpListener> = reserved.iter().map(|address| TcpListener::bind(address).unwrap()).collect();
+        assert_eq!(taken.len(), 50);
+    }
 }
