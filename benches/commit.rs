@@ -5,9 +5,10 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 use blixard::clock::HybridClock;
-use blixard::engine::log::{HiqliteLog, OpenOptions};
+use blixard::engine::log::{Addresses, HiqliteLog, Member, OpenOptions};
 use blixard::engine::state::{By, Command, NodeId, Role};
 use blixard::engine::{DataFolder, Engine};
+use blixard::peers::Loopback;
 use hiqlite::{Client, LogSync, Node, NodeConfig, Param};
 use std::future::Future;
 use std::path::Path;
@@ -40,6 +41,12 @@ impl Figures {
 }
 
 /// So many writers, each with one write at a time, for so long.
+/// The only member of a cluster, at an address of its own.
+fn member() -> Member {
+    let (raft, api) = Loopback::random().unwrap().addresses(1).unwrap();
+    Member { raft: 1, own: Addresses { raft, api }, others: Vec::new(), forward: None }
+}
+
 async fn measure<F, W>(writers: usize, seconds: f64, write: F) -> Figures
 where
     F: Fn(usize) -> W + Clone + Send + 'static,
@@ -97,7 +104,7 @@ async fn bare(folder: &Path) -> Client {
 
 async fn engine(folder: &Path) -> Engine {
     let data = DataFolder::open(folder).unwrap();
-    let (log, committed) = HiqliteLog::open(&data.path().join("log"), 1, OpenOptions::default()).await.unwrap();
+    let (log, committed) = HiqliteLog::open(&data.path().join("log"), &member(), OpenOptions::default()).await.unwrap();
     let options = blixard::engine::Options { audit: Some(data.path().join("audit")), ..Default::default() };
     let clock = Arc::new(HybridClock::system());
     let engine = Engine::open_with(Arc::new(log), committed, clock, NodeId(1), data.boot(), options).await.unwrap();

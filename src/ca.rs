@@ -10,8 +10,8 @@ use crate::text::attrs::{quote, shown};
 use crate::text::{Refusal, columns::Table, name, time::rfc3339};
 use clap::{Args, Subcommand};
 use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SerialNumber, date_time_ymd,
+    BasicConstraints, Certificate, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyPair, KeyUsagePurpose, SerialNumber, date_time_ymd,
 };
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -44,18 +44,6 @@ pub struct Place {
 /// What to do with it.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Verb {
-    /// Make the cluster's authority, and this node's identity
-    Init {
-        /// Where the authority is
-        #[command(flatten)]
-        place: Place,
-        /// The node's name; default: the machine's
-        #[arg(long, value_name = "NODE")]
-        name: Option<String>,
-        /// A name or address by which others reach this node; may be given more than once
-        #[arg(long, value_name = "HOST")]
-        host: Vec<String>,
-    },
     /// Issue a certificate: the identity of a user, or of another node
     Issue {
         /// Where the authority is
@@ -98,7 +86,7 @@ pub enum Verb {
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
     /// No authority.
-    #[error("not found: there is no authority in {}; make one with 'blixard ca init', or name the folder with --data", .0.display())]
+    #[error("not found: there is no authority's key in {}: it is on the nodes that vote, since 'blixard cluster init'; or name the folder with --data", .0.display())]
     Missing(PathBuf),
     /// One already.
     #[error("there is an authority in {} already; whoever wants another one moves that folder away first, and issues all certificates anew", .0.display())]
@@ -152,7 +140,6 @@ pub fn node_identity(data: &Path) -> PathBuf {
 /// See [`CaError`].
 pub fn run(verb: &Verb) -> Result<String, CaError> {
     match verb {
-        Verb::Init { place, name, host } => init(&place.data, name.as_deref(), host),
         Verb::Issue { place, name, node, host, days, out } => {
             let authority = Authority::read(&place.data)?;
             let purpose = if *node { Purpose::Node } else { Purpose::User };
@@ -180,36 +167,101 @@ fn revocation(data: &Path, user: &str, serial: Option<&str>) -> Result<String, C
     if lines.is_empty() { Err(CaError::NothingIssued(user.to_owned())) } else { Ok(lines) }
 }
 
-fn init(data: &Path, node: Option<&str>, hosts: &[String]) -> Result<String, CaError> {
-    let machine = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let node = node.map_or_else(|| machine.to_lowercase(), str::to_owned);
+/// Makes the authority of a new cluster, and the identity of its first node, which others reach at these hosts.
+///
+/// # Errors
+/// There is one already, or the system's.
+pub fn begin(data: &Path, node: &str, hosts: &[String]) -> Result<(), CaError> {
     let folder = Authority::folder(data);
     if folder.0.join("ca.pem").exists() {
         return Err(CaError::Exists(folder.0));
     }
-    for path in [data, &folder.0] {
+    make_folder(data)?;
+    let key = KeyPair::generate()?;
+    let certificate = authority_params(node)?.self_signed(&key)?;
+    folder.put("ca.key", 0o600, &key.serialize_pem())?;
+    folder.put("ca.pem", 0o644, &certificate.pem())?;
+    issue_own(data, node, hosts)
+}
+
+/// Makes a new identity for this node, for these hosts.
+///
+/// # Errors
+/// The authority's key is not here, or the system's.
+pub fn issue_own(data: &Path, node: &str, hosts: &[String]) -> Result<(), CaError> {
+    let authority = Authority::read(data)?;
+    let identity = authority.issue(Purpose::Node, node, &with_own(hosts, node), DAYS_MAX)?;
+    authority.folder.put("node.pem", 0o600, &identity)
+}
+
+/// Is the authority's key here, so that others can be let in?
+pub fn is_here(data: &Path) -> bool {
+    Authority::folder(data).0.join("ca.key").exists()
+}
+
+/// The authority's private key, for a node that is to let others in as well.
+///
+/// # Errors
+/// It is not here, or can't be read.
+pub fn authority_key(data: &Path) -> Result<String, CaError> {
+    Authority::read(data)?;
+    Authority::folder(data).text("ca.key")
+}
+
+/// A key for a machine that wants to join, and its request for a certificate; both in PEM.
+///
+/// # Errors
+/// A name that can't be one.
+pub fn request(node: &str) -> Result<(String, String), CaError> {
+    name::check(node).map_err(CaError::Name)?;
+    let key = KeyPair::generate()?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, node);
+    let request = params.serialize_request(&key)?.pem()?;
+    Ok((key.serialize_pem(), request))
+}
+
+/// The certificate of a node that joins, and the authority's, in PEM. Of its request only the key counts.
+///
+/// # Errors
+/// The authority's key is not here; the request is none.
+pub fn sign_node(data: &Path, node: &str, hosts: &[String], request: &str) -> Result<String, CaError> {
+    let authority = Authority::read(data)?;
+    let request = CertificateSigningRequestParams::from_pem(request)?;
+    let params = authority.params(Purpose::Node, node, &with_own(hosts, node), DAYS_MAX)?;
+    let certificate = params.signed_by(&request.public_key, &authority.issuer)?;
+    authority.folder.note(&Holder::of(certificate.der()).map_err(CaError::Made)?)?;
+    Ok([certificate.pem(), authority.certificate].concat())
+}
+
+/// Keeps what a node was given that has joined.
+///
+/// # Errors
+/// The system's.
+pub fn keep(data: &Path, key: &str, certificates: &str, authority_key: Option<&str>) -> Result<(), CaError> {
+    make_folder(data)?;
+    let folder = Authority::folder(data);
+    let authority = certificates.rfind("-----BEGIN CERTIFICATE-----").and_then(|at| certificates.get(at..));
+    if let Some(authority_key) = authority_key {
+        folder.put("ca.key", 0o600, authority_key)?;
+    }
+    folder.put("ca.pem", 0o644, authority.unwrap_or_default())?;
+    folder.put("node.pem", 0o600, &[key, certificates].concat())
+}
+
+fn make_folder(data: &Path) -> Result<(), CaError> {
+    for path in [data, &Authority::folder(data).0] {
         let failed = |source| CaError::Io { path: path.to_owned(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
     }
-    let key = KeyPair::generate()?;
-    let certificate = authority_params(&node)?.self_signed(&key)?;
-    folder.put("ca.key", 0o600, &key.serialize_pem())?;
-    folder.put("ca.pem", 0o644, &certificate.pem())?;
-    let authority = Authority::read(data)?;
-    let identity = authority.issue(Purpose::Node, &node, &with_own(hosts, &node, &machine), DAYS_MAX)?;
-    folder.put("node.pem", 0o600, &identity)?;
-    Ok(format!(
-        "made the authority {} and the identity of node '{node}'\n\
-         serve TLS with: blixard serve --listen tls!*!5640\n\
-         let a user in with: blixard ca issue NAME\n",
-        folder.0.display()
-    ))
+    Ok(())
 }
 
 /// The hosts of a node, with those by which it reaches itself.
-fn with_own(hosts: &[String], node: &str, machine: &str) -> Vec<String> {
+fn with_own(hosts: &[String], node: &str) -> Vec<String> {
     let mut all: Vec<String> = hosts.to_vec();
-    for own in [node, machine, "localhost", "127.0.0.1", "::1"] {
+    for own in [node, "localhost", "127.0.0.1", "::1"] {
         if !all.iter().any(|host| host == own) {
             all.push(own.to_owned());
         }
@@ -327,16 +379,30 @@ impl Authority {
 
     /// A new identity, in PEM: its key, its certificate, and the authority's.
     fn issue(&self, purpose: Purpose, called: &str, hosts: &[String], days: u64) -> Result<String, CaError> {
+        let params = self.params(purpose, called, hosts, days)?;
+        let key = KeyPair::generate()?;
+        let certificate: Certificate = params.signed_by(&key, &self.issuer)?;
+        self.folder.note(&Holder::of(certificate.der()).map_err(CaError::Made)?)?;
+        Ok([key.serialize_pem(), certificate.pem(), self.certificate.clone()].concat())
+    }
+}
+
+impl Authority {
+    /// What a new certificate says, with a number of its own.
+    fn params(
+        &self,
+        purpose: Purpose,
+        called: &str,
+        hosts: &[String],
+        days: u64,
+    ) -> Result<CertificateParams, CaError> {
         name::check(called).map_err(CaError::Name)?;
         let mut params = leaf_params(purpose, called, hosts, days)?;
         let mut serial = [0; SERIAL_BYTES];
         rustix::rand::getrandom(&mut serial, rustix::rand::GetRandomFlags::empty())
             .map_err(|errno| self.folder.io("issued")(errno.into()))?;
         params.serial_number = Some(SerialNumber::from_slice(&serial));
-        let key = KeyPair::generate()?;
-        let certificate: Certificate = params.signed_by(&key, &self.issuer)?;
-        self.folder.note(&Holder::of(certificate.der()).map_err(CaError::Made)?)?;
-        Ok([key.serialize_pem(), certificate.pem(), self.certificate.clone()].concat())
+        Ok(params)
     }
 }
 

@@ -5,10 +5,13 @@
 //! - [`serve`]: `blixard serve`: puts the rooms together
 //! - [`mount`]: `blixard mount`: another node's tree on a folder
 //! - [`cli`]: the verbs of the command line that talk to a running node
+//! - [`cluster`]: the beginning of a cluster, and how a machine joins one
 //! - [`ca`]: the cluster's authority: certificates for users and nodes
 //! - [`config`]: configuration, typed; every mistake names key, value and what is allowed
 //! - [`fs`]: the tree: what a file is, what a directory is; served over FUSE and 9P
 //! - [`engine`]: what is true: the replicated state machine, its log, and the hands on each host
+//! - [`member`]: what this machine is in its cluster
+//! - [`peers`]: between nodes: one port, mutual TLS, tunnels for the stores
 //! - [`ninep`]: 9P messages, and a client: knows only `text`
 //! - [`ipam`]: pools and leases: pure
 //! - [`clock`]: the hybrid logical clock
@@ -17,11 +20,14 @@
 pub mod ca;
 pub mod cli;
 pub mod clock;
+pub mod cluster;
 pub mod config;
 pub mod engine;
 pub mod fs;
 pub mod ipam;
+pub mod member;
 pub mod mount;
 pub mod ninep;
+pub mod peers;
 pub mod serve;
 pub mod text;

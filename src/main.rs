@@ -2,6 +2,7 @@
 
 use blixard::ca;
 use blixard::cli;
+use blixard::cluster;
 use blixard::config::{self, Config};
 use blixard::mount;
 use blixard::serve;
@@ -30,7 +31,16 @@ enum Command {
         /// Go on although the log has lost commands that were acknowledged; what was lost is set aside
         #[arg(long)]
         accept_loss: bool,
+        /// Join the cluster of this token, which 'blixard cluster invite' prints there; of no effect once it has joined
+        #[arg(long, value_name = "TOKEN")]
+        join: Option<String>,
+        /// The name or address of this machine by which other nodes reach it, as alpha or 10.0.0.1!5640
+        #[arg(long, value_name = "HOST[!PORT]")]
+        advertise: Option<String>,
     },
+    /// Begin a cluster, or let a machine into one
+    #[command(subcommand)]
+    Cluster(cluster::Verb),
     /// Mount a node's tree on a folder, for you alone, until SIGINT or SIGTERM
     Mount {
         /// The node, as tls!alpha!5640 (else that of --at), and the folder
@@ -111,8 +121,20 @@ fn main() -> ExitCode {
     let line = Line::parse();
     let done = match line.command {
         Command::Verb(verb) => return cli::run(&line.at, &verb),
-        Command::Serve { flags, accept_loss } => {
-            load(flags).and_then(|config| serve::serve(&config, accept_loss).map_err(|error| error.to_string()))
+        Command::Serve { flags, accept_loss, join, advertise } => {
+            let start = serve::Start { accept_loss, join, advertise };
+            load(flags).and_then(|config| serve::serve(&config, &start).map_err(|error| error.to_string()))
+        }
+        Command::Cluster(cluster::Verb::Invite { role, expires }) => {
+            let attrs = vec![format!("role={role}"), format!("expires={expires}")];
+            return cli::run(&line.at, &cli::Verb::New { kind: "nodes".to_owned(), attrs, wait: None });
+        }
+        Command::Cluster(cluster::Verb::Init { name, data, node, advertise }) => {
+            let node = node.map_or_else(config::machine_name, Ok);
+            let begun = node.and_then(|node| {
+                cluster::init(&name, &data, &node, advertise.as_deref()).map_err(|error| error.to_string())
+            });
+            begun.and_then(|text| print(&text))
         }
         Command::Mount { place } => mount_at(&line.at, &place),
         Command::CheckConfig(flags) => load(flags).and_then(|config| print(&config.print())),

@@ -34,9 +34,15 @@ const ROOMS: &[Room] = &[
     Room { path: "cli", may: &["ninep", "text"] },
     Room { path: "ca", may: &["ninep", "text", "clock"] },
     // The top: puts the rooms together.
-    Room { path: "serve", may: &["config", "ca", "fs", "engine", "ninep", "ipam", "text", "clock"] },
+    Room { path: "peers", may: &["ninep", "text", "clock"] },
+    Room { path: "member", may: &["peers", "text"] },
+    Room { path: "cluster", may: &["ca", "member", "peers", "ninep", "text"] },
+    Room {
+        path: "serve",
+        may: &["config", "ca", "cluster", "member", "peers", "fs", "engine", "ninep", "ipam", "text", "clock"],
+    },
     Room { path: "mount", may: &["fs::fuse", "fs::remote", "ninep", "text"] },
-    Room { path: "main", may: &["config", "ca", "cli", "mount", "serve", "text"] },
+    Room { path: "main", may: &["config", "ca", "cli", "cluster", "mount", "serve", "text"] },
     Room { path: "lib", may: &[""] },
 ];
 
@@ -44,10 +50,11 @@ const ROOMS: &[Room] = &[
 const KEPT: &[(&str, &[&str])] = &[
     ("hiqlite", &["engine::log::hiqlite"]),
     ("polyfuse", &["fs::fuse"]),
-    ("clap", &["ca", "cli", "main", "serve"]),
+    ("clap", &["ca", "cli", "cluster", "main", "serve"]),
+    ("reqwest", &["engine::log::hiqlite"]),
     ("rustls", &["ninep"]),
     ("rcgen", &["ca"]),
-    ("toml", &["config", "engine::agent", "engine::host"]),
+    ("toml", &["config", "member", "engine::agent", "engine::host"]),
 ];
 
 /// Rooms that never wait and never touch the world, and what they may therefore not name.

@@ -4,9 +4,10 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use blixard::clock::HybridClock;
-use blixard::engine::log::{HiqliteLog, LogError, OpenOptions};
+use blixard::engine::log::{Addresses, HiqliteLog, LogError, Member, OpenOptions};
 use blixard::engine::state::{By, Command as Verb, NodeId, Role};
 use blixard::engine::{DataFolder, Engine, Options};
+use blixard::peers::Loopback;
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -22,10 +23,16 @@ const SNAPSHOT_EVERY: u64 = 300;
 /// In Raft entries, each of which holds what up to sixteen writers have submitted together.
 const STORE_SNAPSHOT_EVERY: u64 = 10;
 
+/// The only member of a cluster, at an address of its own.
+fn member() -> Member {
+    let (raft, api) = Loopback::random().unwrap().addresses(1).unwrap();
+    Member { raft: 1, own: Addresses { raft, api }, others: Vec::new(), forward: None }
+}
+
 async fn engine(folder: &Path, accept_loss: bool) -> Result<(Engine, DataFolder), LogError> {
     let data = DataFolder::open(folder).unwrap();
     let options = OpenOptions { accept_loss, store_snapshot_every: STORE_SNAPSHOT_EVERY, ..OpenOptions::default() };
-    let (log, committed) = HiqliteLog::open(&data.path().join("log"), 1, options).await?;
+    let (log, committed) = HiqliteLog::open(&data.path().join("log"), &member(), options).await?;
     let options = Options {
         audit: Some(data.path().join("audit")),
         snapshot_every_records: SNAPSHOT_EVERY,

@@ -1,14 +1,23 @@
 //! The log in hiqlite by itself: what it promises to the engine.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
-use blixard::engine::log::{AppendError, Committed, HiqliteLog, Log, LogError, OpenOptions, Record, Snapshot};
+use blixard::engine::log::{
+    Addresses, AppendError, Committed, HiqliteLog, Log, LogError, Member, OpenOptions, Record, Snapshot,
+};
+use blixard::peers::Loopback;
 use bytes::Bytes;
 use hiqlite::rusqlite::Connection;
 use std::path::Path;
 use std::time::Duration;
 
+/// The only member of a cluster, at an address of its own.
+fn member() -> Member {
+    let (raft, api) = Loopback::random().unwrap().addresses(1).unwrap();
+    Member { raft: 1, own: Addresses { raft, api }, others: Vec::new(), forward: None }
+}
+
 async fn open(folder: &Path) -> (HiqliteLog, Committed) {
-    HiqliteLog::open(folder, 1, OpenOptions::default()).await.expect("the log opens")
+    HiqliteLog::open(folder, &member(), OpenOptions::default()).await.expect("the log opens")
 }
 
 fn bytes(number: u64) -> Bytes {
@@ -146,14 +155,14 @@ async fn the_mark_is_there_after_a_restart_and_a_broken_one_is_refused() {
     let mut mark = std::fs::read(&path).unwrap();
     mark[20] ^= 1;
     std::fs::write(&path, &mark).unwrap();
-    let error = HiqliteLog::open(folder.path(), 1, OpenOptions::default()).await.unwrap_err().to_string();
+    let error = HiqliteLog::open(folder.path(), &member(), OpenOptions::default()).await.unwrap_err().to_string();
     assert!(error.contains("mark") && error.contains("--accept-loss"), "{error}");
     std::fs::remove_file(&path).unwrap();
-    let error = HiqliteLog::open(folder.path(), 1, OpenOptions::default()).await.unwrap_err().to_string();
+    let error = HiqliteLog::open(folder.path(), &member(), OpenOptions::default()).await.unwrap_err().to_string();
     assert!(error.contains("missing"), "{error}");
 
     let accept = OpenOptions { accept_loss: true, ..OpenOptions::default() };
-    let (log, _committed) = HiqliteLog::open(folder.path(), 1, accept).await.unwrap();
+    let (log, _committed) = HiqliteLog::open(folder.path(), &member(), accept).await.unwrap();
     assert_eq!(log.last_mark(), None);
     log.close().await;
 }
@@ -171,13 +180,13 @@ async fn a_first_mark_that_was_never_whole_is_none() {
         drop(log);
         // Beside a log it is damage.
         std::fs::write(folder.path().join("mark"), torn).unwrap();
-        let error = HiqliteLog::open(folder.path(), 1, OpenOptions::default()).await.unwrap_err().to_string();
+        let error = HiqliteLog::open(folder.path(), &member(), OpenOptions::default()).await.unwrap_err().to_string();
         assert!(error.contains("checksum"), "{error}");
     }
     // A whole record that is wrong was written once: the log that it belonged to is gone.
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("mark"), [7; 56]).unwrap();
-    let error = HiqliteLog::open(folder.path(), 1, OpenOptions::default()).await.unwrap_err().to_string();
+    let error = HiqliteLog::open(folder.path(), &member(), OpenOptions::default()).await.unwrap_err().to_string();
     assert!(error.contains("checksum"), "{error}");
 }
 
@@ -215,7 +224,7 @@ async fn a_full_disk_refuses_writes_and_they_go_on_when_there_is_room() {
     let Some(disk) = SmallDisk::new("96m") else { return };
     let folder = disk.0.path().join("log");
     let options = OpenOptions { disk_reserve_bytes: 32 << 20, ..OpenOptions::default() };
-    let (log, _committed) = HiqliteLog::open(&folder, 1, options.clone()).await.unwrap();
+    let (log, _committed) = HiqliteLog::open(&folder, &member(), options.clone()).await.unwrap();
     log.append(vec![bytes(1)]).await.unwrap();
     let ballast = disk.0.path().join("ballast");
     std::fs::write(&ballast, vec![1_u8; 64 << 20]).ok();
@@ -228,10 +237,10 @@ async fn a_full_disk_refuses_writes_and_they_go_on_when_there_is_room() {
     drop(log);
     // And it does not even start while the disk is full: its files are mapped, and a full disk would be its sudden end.
     std::fs::write(&ballast, vec![1_u8; 80 << 20]).ok();
-    let error = HiqliteLog::open(&folder, 1, options.clone()).await.unwrap_err().to_string();
+    let error = HiqliteLog::open(&folder, &member(), options.clone()).await.unwrap_err().to_string();
     assert!(error.contains("no space"), "{error}");
     std::fs::remove_file(&ballast).unwrap();
-    let (log, _committed) = HiqliteLog::open(&folder, 1, options).await.unwrap();
+    let (log, _committed) = HiqliteLog::open(&folder, &member(), options).await.unwrap();
     assert_eq!(log.read(0, 5).await.unwrap().len(), 2);
     log.close().await;
 }

@@ -25,6 +25,11 @@ impl Node {
         let images = std::env::var("BLIXARD_IMAGES").expect("./bench names the images");
         let (data, mount) = (folder.path().join("data"), folder.path().join("n"));
         let port = free_port();
+        let begun = Command::new(env!("CARGO_BIN_EXE_blixard"))
+            .args(["cluster", "init", "bench", "--data", data.to_str().unwrap()])
+            .output()
+            .unwrap();
+        assert!(begun.status.success(), "the cluster was not begun");
         let mut child = Command::new(env!("CARGO_BIN_EXE_blixard"))
             .args(["serve", "--hypervisor", hypervisor, "--images", &images, "--trace", "error"])
             .args(["--data", data.to_str().unwrap(), "--mount", mount.to_str().unwrap()])

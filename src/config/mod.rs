@@ -326,6 +326,16 @@ fn flags(options: &Options) -> impl Iterator<Item = Given> {
     })
 }
 
+/// This machine's name as a node's.
+///
+/// # Errors
+/// Nothing of it can be one.
+pub fn machine_name() -> Result<String, String> {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    host_as_name(&host)
+        .ok_or(format!("invalid name: nothing of this machine's own, '{host}', can be one; give --node NODE"))
+}
+
 /// A machine's name as a node's: its first label, in lower case, `-` for what a name can't have, `node-` before a mere
 /// number.
 fn host_as_name(host: &str) -> Option<String> {

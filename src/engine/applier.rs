@@ -21,6 +21,9 @@ const READABLE_WITHIN: Duration = Duration::from_secs(10);
 /// The pause between two looks for it.
 const READABLE_PAUSE: Duration = Duration::from_millis(2);
 
+/// How the sentence begins when this node's copy is not what the others have: it must begin with a fresh one.
+pub const DIVERGED: &str = "this node's copy of the log has diverged";
+
 /// See the module.
 pub(super) struct Applier {
     pub(super) replica: Replica,
@@ -31,6 +34,8 @@ pub(super) struct Applier {
     pub(super) audit: Recorder,
     pub(super) node: NodeId,
     pub(super) boot: u64,
+    /// What the last run had acknowledged, until this one has come so far: the records must be the same.
+    pub(super) mark: Option<(u64, [u8; 32])>,
     /// The highest `n` of this node and boot that has been applied.
     pub(super) applied: watch::Sender<u64>,
 }
@@ -75,7 +80,14 @@ impl Applier {
         let deadline = tokio::time::Instant::now() + READABLE_WITHIN;
         while self.replica.seq < upto {
             let after = self.replica.seq;
-            let records = self.log.read(after, APPLY_BATCH_MAX).await.map_err(|error| error.to_string())?;
+            let records = match self.log.read(after, APPLY_BATCH_MAX).await {
+                Ok(records) => records,
+                // Perhaps this node was away for so long that they have been cut: then there is a snapshot.
+                Err(error) => {
+                    self.jump().await.map_err(|why| format!("{error} ({why})"))?;
+                    continue;
+                }
+            };
             if records.is_empty() {
                 // Announced by the writer inside its transaction, and not committed yet: there is no event to wait for.
                 if tokio::time::Instant::now() > deadline {
@@ -88,6 +100,43 @@ impl Applier {
         Ok(())
     }
 
+    /// Goes on from the newest snapshot in the log.
+    async fn jump(&mut self) -> Result<(), String> {
+        let snapshot = self.log.snapshot().await.map_err(|error| error.to_string())?;
+        let snapshot =
+            snapshot.filter(|snapshot| snapshot.seq > self.replica.seq).ok_or("there is no newer snapshot")?;
+        let replica = Replica::from_snapshot(&snapshot)?;
+        tracing::info!(
+            from = self.replica.seq,
+            to = replica.seq,
+            "going on from a snapshot: the records before it have been cut"
+        );
+        self.replica = replica;
+        let Replica { state, seq, chain, digest } = &self.replica;
+        self.mark = self.mark.filter(|(mark, _)| mark > seq);
+        self.audit.begin_at(*seq).await?;
+        if self.mark.is_none() {
+            self.log.mark(*seq, *chain).map_err(|error: LogError| error.to_string())?;
+        }
+        self.view.jump(state.clone(), *digest, *seq);
+        self.view.announce(*seq);
+        Ok(())
+    }
+
+    /// The records that were acknowledged must be there; until they are, the mark stays where it is.
+    fn check_mark(&mut self) -> Result<(), String> {
+        let Some((seq, chain)) = self.mark else { return Ok(()) };
+        if seq == self.replica.seq {
+            if chain != self.replica.chain {
+                return Err(format!(
+                    "{DIVERGED}: the records up to {seq} are not those that this node had acknowledged"
+                ));
+            }
+            self.mark = None;
+        }
+        Ok(())
+    }
+
     /// Applies consecutive records and shows the result.
     async fn apply(&mut self, records: &[Record]) -> Result<(), String> {
         let mut answers: Vec<(u64, Applied)> = Vec::new();
@@ -95,6 +144,7 @@ impl Applier {
         let mut events = Vec::new();
         for record in records {
             let mut step = self.replica.take(record)?;
+            self.check_mark()?;
             events.append(&mut step.events);
             let id = step.entry.id;
             if id.node == self.node && id.boot == self.boot && !step.repeated {
@@ -102,9 +152,11 @@ impl Applier {
             }
             steps.push(step);
         }
-        let Replica { state, seq, chain } = &self.replica;
-        self.log.mark(*seq, *chain).map_err(|error: LogError| error.to_string())?;
-        self.view.publish(state.clone(), events);
+        let Replica { state, seq, chain, digest } = &self.replica;
+        if self.mark.is_none() {
+            self.log.mark(*seq, *chain).map_err(|error: LogError| error.to_string())?;
+        }
+        self.view.publish(state.clone(), *digest, events);
         self.view.announce(*seq);
         let newest_own = answers.last().map(|(n, _)| *n);
         self.waiters.complete(answers);

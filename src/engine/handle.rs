@@ -3,7 +3,7 @@
 use super::appender::Appender;
 use super::applier::Applier;
 use super::audit::{self, AuditLines, Trail};
-use super::log::{Committed, Log, LogError};
+use super::log::{Committed, Health, Log, LogError};
 use super::recovery::recover;
 use super::snapshots::{SnapshotKeeper, write_snapshots};
 use super::state::{By, Command, NodeId, Reply, State};
@@ -46,6 +46,10 @@ impl Default for Options {
     }
 }
 
+/// How long a node of a cluster may take at its start to come as far as the others are.
+const START_WITHIN: Duration = Duration::from_secs(120);
+/// The pause between two tries.
+const START_PAUSE: Duration = Duration::from_millis(200);
 /// How long closing waits for what has been submitted to be appended and applied.
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 /// How long a reader waits for the audit trail to have what is applied.
@@ -119,19 +123,25 @@ impl Engine {
         let scribe = supervise("audit trail", writing, failing.clone());
         let (replica, view) = recover(&*log, &recorder).await?;
         recorder.begin_at(replica.seq).await.map_err(LogError::Failed)?;
-        check_boot(&replica.state, node, boot)?;
-        clock.resume(replica.state.now());
-        if let Some(node) = replica.state.node(node) {
-            clock.resume(node.newest_stamp);
-        }
+        let mark = log.last_mark().filter(|(seq, _)| *seq > replica.seq);
         let waiters = Arc::new(Waiters::default());
         let (submissions, queue) = Submissions::new(waiters.clone(), clock.clone(), node, boot);
         let (applied, applied_receiver) = watch::channel(0);
         let (snapshots, asked) = SnapshotKeeper::new(options.snapshot_every_records, options.snapshot_every_bytes);
         let appender = Appender { queue, log: log.clone(), waiters: waiters.clone(), applied: applied_receiver };
         let audit = recorder.clone();
-        let applier =
-            Applier { replica, log: log.clone(), view: view.clone(), waiters, snapshots, audit, node, boot, applied };
+        let applier = Applier {
+            replica,
+            log: log.clone(),
+            view: view.clone(),
+            waiters,
+            snapshots,
+            audit,
+            node,
+            boot,
+            mark,
+            applied,
+        };
         let tasks = Tasks {
             appender: supervise("appender", appender.run(), failing.clone()),
             applier: supervise("applier", applier.run(committed), failing.clone()),
@@ -140,7 +150,34 @@ impl Engine {
         };
         let submissions = Mutex::new(Some(Arc::new(submissions)));
         let tasks = Mutex::new(Some(tasks));
-        Ok(Engine { shared: Arc::new(Shared { view, log, clock, submissions, trail, options, failed, tasks }) })
+        let shared = Arc::new(Shared { view, log, clock, submissions, trail, options, failed, tasks });
+        let engine = Engine { shared };
+        engine.begin(node, boot).await?;
+        Ok(engine)
+    }
+
+    /// In a cluster, first comes as far as the others are; then the clock goes on from what the log has.
+    async fn begin(&self, node: NodeId, boot: u64) -> Result<(), LogError> {
+        let shared = &self.shared;
+        if !shared.log.alone() {
+            let newest = tokio::select! {
+                reached = self.reach_at_start() => reached?,
+                why = self.failed() => return Err(LogError::Failed(why)),
+            };
+            if let Some((seq, _)) = shared.log.last_mark().filter(|(seq, _)| *seq > newest) {
+                return Err(LogError::Failed(format!(
+                    "the cluster's log ends at record {newest}, but records up to {seq} were acknowledged on this node: the others \
+                     have lost them"
+                )));
+            }
+        }
+        let state = self.state();
+        check_boot(&state, node, boot)?;
+        shared.clock.resume(state.now());
+        if let Some(node) = state.node(node) {
+            shared.clock.resume(node.newest_stamp);
+        }
+        Ok(())
     }
 
     /// Submits one transaction and waits for its outcome: when this returns `Ok`, the commands are durable, have taken effect, and
@@ -154,6 +191,7 @@ impl Engine {
     }
 
     async fn submit_entry(&self, by: By, commands: Vec<Command>) -> Result<Applied, Refusal> {
+        check_formats(&self.state(), &commands)?;
         let submissions = self.shared.submissions.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match submissions {
             Some(submissions) => submissions.submit(by, commands, self.shared.options.submit_patience).await,
@@ -164,6 +202,12 @@ impl Engine {
     /// The newest state. Keep it as long as you like: it never changes, and writers go on beside it.
     pub fn state(&self) -> Arc<State> {
         self.shared.view.state()
+    }
+
+    /// A hash over everything that was decided up to the entry `seq`, in hexadecimal, if that is the newest that was applied: the same on
+    /// all nodes, or one of them has gone wrong.
+    pub fn digest_of(&self, seq: u64) -> Option<String> {
+        self.shared.view.digest_of(seq).map(|digest| digest.iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
     /// What this node's own hybrid clock shows; it goes on while nothing is submitted.
@@ -185,11 +229,47 @@ impl Engine {
         self.shared.view.events_after(seq, max)
     }
 
-    /// Returns when this node has applied everything that was committed anywhere before the call: the number of an entry made
-    /// for this.
-    pub async fn barrier(&self) -> Result<u64, Refusal> {
-        let (seq, outcome) = self.submit_entry(By::Agent, vec![Command::Barrier]).await?;
-        outcome.map(|_replies| seq)
+    /// Returns when this node has applied everything that was committed anywhere before the call: up to which entry that is. It
+    /// asks the leader, and puts nothing into the log.
+    ///
+    /// # Errors
+    /// EAGAIN: no majority has answered in time.
+    pub async fn sync(&self) -> Result<u64, Refusal> {
+        self.reach_newest(self.shared.options.submit_patience).await
+    }
+
+    /// Those who lead may be starting as well.
+    async fn reach_at_start(&self) -> Result<u64, LogError> {
+        let deadline = tokio::time::Instant::now() + START_WITHIN;
+        loop {
+            match self.reach_newest(START_WITHIN).await {
+                Err(refusal) if tokio::time::Instant::now() < deadline => {
+                    tracing::warn!(%refusal, "waiting for the others");
+                    tokio::time::sleep(START_PAUSE).await;
+                }
+                reached => return reached.map_err(|refusal| LogError::Failed(refusal.sentence)),
+            }
+        }
+    }
+
+    async fn reach_newest(&self, within: Duration) -> Result<u64, Refusal> {
+        let reaching = async {
+            let newest = self.shared.log.newest().await;
+            let newest = newest.map_err(|error| Refusal::again(format!("busy: no quorum: {error}")))?;
+            let mut changes = self.changes();
+            let reached = changes.wait_for(|seq| *seq >= newest).await;
+            reached.map(drop).map_err(|_ended| Refusal::again("busy: the node is going down"))?;
+            Ok(newest)
+        };
+        let late = |_| {
+            Refusal::again(format!("busy: no quorum: nothing was heard of the leader within {} s", within.as_secs()))
+        };
+        tokio::time::timeout(within, reaching).await.map_err(late)?
+    }
+
+    /// How the log is at this moment, as far as this node knows.
+    pub fn health(&self) -> Health {
+        self.shared.log.health()
     }
 
     /// Waits until the engine can't go on, and says why. The process must end then: what is in the log is safe, and a new start
@@ -250,6 +330,18 @@ fn check_boot(state: &State, node: NodeId, boot: u64) -> Result<(), LogError> {
              the count of starts in the data folder is invalid; write a number above {last} into its file boot"
         ))),
         _ => Ok(()),
+    }
+}
+
+/// What not every node can read must wait until the last one is upgraded.
+fn check_formats(state: &State, commands: &[Command]) -> Result<(), Refusal> {
+    let needed = commands.iter().map(Command::since).max().unwrap_or_default();
+    match state.nodes().find(|node| node.entry_format < needed) {
+        None => Ok(()),
+        Some(node) => Err(Refusal::again(format!(
+            "busy: node '{}' runs blixard {}, which can't read this command yet (format {needed}): upgrade it first; nothing was done",
+            node.name, node.release
+        ))),
     }
 }
 

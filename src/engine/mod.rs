@@ -16,6 +16,7 @@ pub mod state;
 mod submissions;
 mod view;
 
+pub use applier::DIVERGED;
 pub use audit::AuditLines;
 pub use folder::{DataFolder, FolderError};
 pub use handle::{Engine, Options};
@@ -34,6 +35,8 @@ pub trait LocalHost: Send + Sync + 'static {
     fn console(&self, vm: VmId) -> BoxFuture<'static, Result<hypervisor::Console, Refusal>>;
     /// Lines for `/nodes/NAME/status`: hypervisor, accelerator, what is missing, what could not be undone, the supervision tree.
     fn status(&self) -> Vec<(String, String)>;
+    /// A token with which one machine may join, and the SHA-256 of its secret.
+    fn invite(&self) -> Result<(String, [u8; 32]), Refusal>;
     /// Sets the level of the trace, as `info` or `blixard::fs=debug`.
     fn set_trace_level(&self, directive: &str) -> Result<(), Refusal>;
 }

@@ -19,7 +19,7 @@ pub(super) async fn recover(log: &dyn Log, audit: &Recorder) -> Result<(Replica,
             .map_err(|error| damaged(format!("the snapshot of record {} can't be read: {error}", snapshot.seq)))?,
         None => Replica::new(),
     };
-    let view = Arc::new(View::new(replica.state.clone(), replica.seq));
+    let view = Arc::new(View::new(replica.state.clone(), replica.digest, replica.seq));
     let mark = log.last_mark();
     loop {
         let records = log.read(replica.seq, APPLY_BATCH_MAX).await?;
@@ -35,10 +35,11 @@ pub(super) async fn recover(log: &dyn Log, audit: &Recorder) -> Result<(Replica,
                 return Err(damaged(format!("the records up to {} are not those that were acknowledged", replica.seq)));
             }
         }
-        view.publish(replica.state.clone(), events);
+        view.publish(replica.state.clone(), replica.digest, events);
     }
     match mark {
-        Some((seq, _)) if seq > replica.seq => {
+        // In a cluster the others have it, and it comes.
+        Some((seq, _)) if seq > replica.seq && log.alone() => {
             Err(damaged(format!("it ends at record {}, but records up to {seq} were acknowledged", replica.seq)))
         }
         _ => {

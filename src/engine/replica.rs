@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use std::sync::Arc;
 
 /// First bytes of a snapshot: what it is and in which format.
-const SNAPSHOT_MAGIC: &[u8; 8] = b"blxsnap1";
+const SNAPSHOT_MAGIC: &[u8; 8] = b"blxsnap2";
 /// Length of a chain value.
 const CHAIN_BYTES: usize = 32;
 
@@ -18,6 +18,8 @@ pub(super) struct Replica {
     pub(super) seq: u64,
     /// `chain(n) = SHA-256(chain(n-1) ‖ record n)`, and 32 zero bytes for n = 0. Two copies with the same chain have seen the same log.
     pub(super) chain: [u8; CHAIN_BYTES],
+    /// The same over the records and what was decided about each: outcomes and events. Two copies with the same digest are the same.
+    pub(super) digest: [u8; CHAIN_BYTES],
 }
 
 /// What one record did.
@@ -34,7 +36,7 @@ pub(super) struct Step {
 impl Replica {
     /// Before the first record.
     pub(super) fn new() -> Self {
-        Replica { state: Arc::new(State::new()), seq: 0, chain: [0; CHAIN_BYTES] }
+        Replica { state: Arc::new(State::new()), seq: 0, chain: [0; CHAIN_BYTES], digest: [0; CHAIN_BYTES] }
     }
 
     /// The record that comes next. The error is a sentence: this program can't read the entry, and must not go on without it.
@@ -50,6 +52,9 @@ impl Replica {
         self.state = Arc::new(state);
         self.seq = seq;
         self.chain = Sha256::new().chain_update(self.chain).chain_update(&record.bytes).finalize().into();
+        let decided = postcard::to_stdvec(&(&outcome, &events)).map_err(|error| error.to_string())?;
+        self.digest =
+            Sha256::new().chain_update(self.digest).chain_update(self.chain).chain_update(decided).finalize().into();
         Ok(Step { seq, entry, repeated, outcome, events })
     }
 
@@ -60,9 +65,10 @@ impl Replica {
     /// As a snapshot.
     pub(super) fn snapshot(&self) -> Snapshot {
         let state = self.state.encode();
-        let mut bytes = BytesMut::with_capacity(SNAPSHOT_MAGIC.len() + CHAIN_BYTES + state.len());
+        let mut bytes = BytesMut::with_capacity(SNAPSHOT_MAGIC.len() + 2 * CHAIN_BYTES + state.len());
         bytes.put_slice(SNAPSHOT_MAGIC);
         bytes.put_slice(&self.chain);
+        bytes.put_slice(&self.digest);
         bytes.put_slice(&state);
         Snapshot { seq: self.seq, bytes: bytes.freeze() }
     }
@@ -71,8 +77,9 @@ impl Replica {
     pub(super) fn from_snapshot(snapshot: &Snapshot) -> Result<Self, String> {
         let bytes: &Bytes = &snapshot.bytes;
         let body = bytes.strip_prefix(SNAPSHOT_MAGIC).ok_or("it is in a format that this blixard doesn't know")?;
-        let (chain, state) = body.split_first_chunk::<CHAIN_BYTES>().ok_or("it is too short")?;
+        let (chain, body) = body.split_first_chunk::<CHAIN_BYTES>().ok_or("it is too short")?;
+        let (digest, state) = body.split_first_chunk::<CHAIN_BYTES>().ok_or("it is too short")?;
         let state = State::decode(state).map_err(|error| error.to_string())?;
-        Ok(Replica { state: Arc::new(state), seq: snapshot.seq, chain: *chain })
+        Ok(Replica { state: Arc::new(state), seq: snapshot.seq, chain: *chain, digest: *digest })
     }
 }

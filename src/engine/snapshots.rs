@@ -1,7 +1,7 @@
 //! When a snapshot is due, and the task that writes it and cuts the log behind the one before.
 
 use super::audit::Recorder;
-use super::log::{AppendError, Log, Record};
+use super::log::{AppendError, Log, Record, Role};
 use super::replica::Replica;
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -48,6 +48,10 @@ pub(super) async fn write_snapshots(
     let mut previous = log.snapshot().await.map_err(|error| error.to_string())?.map(|snapshot| snapshot.seq);
     while let Some(replica) = asked.recv().await {
         let seq = replica.seq;
+        // They are in the log, which all nodes have: one node writes them.
+        if log.health().role != Role::Leader {
+            continue;
+        }
         // A start replays from the snapshot on: what is before it must be in the trail, whatever happens.
         audit.sync().await?;
         // Encoding a large state takes long enough to be in the way of others on this thread.

@@ -29,32 +29,45 @@ struct Ring {
     dropped: u64,
 }
 
+/// A state, and the digest of all that was decided on the way to it.
+#[derive(Debug)]
+struct Shown {
+    state: Arc<State>,
+    digest: [u8; 32],
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct View {
-    state: ArcSwap<State>,
+    shown: ArcSwap<Shown>,
     ring: Mutex<Ring>,
     newest: watch::Sender<u64>,
 }
 
 impl View {
     /// The view of a state just recovered; events before it are not known.
-    pub(super) fn new(state: Arc<State>, seq: u64) -> Self {
+    pub(super) fn new(state: Arc<State>, digest: [u8; 32], seq: u64) -> Self {
         View {
-            state: ArcSwap::new(state),
+            shown: ArcSwap::from_pointee(Shown { state, digest }),
             ring: Mutex::new(Ring { events: VecDeque::new(), dropped: seq }),
             newest: watch::Sender::new(seq),
         }
     }
 
+    /// Shows a state that came as a whole: what happened on the way to it is not known.
+    pub(super) fn jump(&self, state: Arc<State>, digest: [u8; 32], seq: u64) {
+        *self.ring.lock().unwrap_or_else(PoisonError::into_inner) = Ring { events: VecDeque::new(), dropped: seq };
+        self.shown.store(Arc::new(Shown { state, digest }));
+    }
+
     /// Shows a new state and what happened on the way to it.
-    pub(super) fn publish(&self, state: Arc<State>, events: Vec<Event>) {
+    pub(super) fn publish(&self, state: Arc<State>, digest: [u8; 32], events: Vec<Event>) {
         {
             let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
             ring.events.extend(events);
             ring.trim();
         }
-        self.state.store(state);
+        self.shown.store(Arc::new(Shown { state, digest }));
     }
 
     /// Wakes those who wait for news. After [`View::publish`], so that who wakes finds what woke them.
@@ -63,7 +76,13 @@ impl View {
     }
 
     pub(super) fn state(&self) -> Arc<State> {
-        self.state.load_full()
+        self.shown.load().state.clone()
+    }
+
+    /// The digest of the state whose number this is, if that is the newest.
+    pub(super) fn digest_of(&self, seq: u64) -> Option<[u8; 32]> {
+        let shown = self.shown.load();
+        (shown.state.seq() == seq).then_some(shown.digest)
     }
 
     pub(super) fn changes(&self) -> watch::Receiver<u64> {

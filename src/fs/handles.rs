@@ -188,7 +188,7 @@ fn of_line(refusal: Refusal, number: usize, lines: usize) -> Refusal {
 }
 
 /// Submits what the lines of a write ask for; a refusal of one of several names its line.
-async fn submit(open: &Open, lines: Vec<(usize, Command)>) -> Result<Vec<Reply>, Refusal> {
+pub(super) async fn submit(open: &Open, lines: Vec<(usize, Command)>) -> Result<Vec<Reply>, Refusal> {
     let (numbers, commands): (Vec<usize>, Vec<Command>) = lines.into_iter().unzip();
     let by = By::User(open.who.user.clone());
     let outcome = open.server.engine().submit(by, commands).await.map_err(|refusal| {
@@ -251,7 +251,7 @@ impl NewHandle {
     }
 }
 
-fn set_answer(answer: &Mutex<(Option<Bytes>, usize)>, text: String) {
+pub(super) fn set_answer(answer: &Mutex<(Option<Bytes>, usize)>, text: String) {
     *answer.lock().unwrap_or_else(PoisonError::into_inner) = (Some(Bytes::from(text)), 0);
 }
 

@@ -17,6 +17,7 @@ mod events;
 pub mod fuse;
 mod handles;
 mod images;
+mod invitations;
 mod ipam;
 pub mod ninep;
 mod nodes;

@@ -1,12 +1,20 @@
 //! `/nodes`: the machines of the cluster.
 
-use super::events;
 use super::table::{Asked, Content, File, Kind, Object};
 use super::verbs::{Act, Verb};
-use crate::engine::state::{Kind as Entity, Node, NodeId, Operation};
-use crate::text::{Code, Refusal, columns::Table, kv::KeyValues, size, time::rfc3339, trace_level};
+use super::{events, invitations};
+use crate::engine::state::{Command, Kind as Entity, Node, NodeId, NodeVerb, Operation};
+use crate::text::{Code, Refusal, columns::Table, duration, kv::KeyValues, size, time::rfc3339, trace_level};
 
-static FILES: &[File] = &[File { number: 1, name: "list", content: Content::Live(list), help: "one line a node" }];
+static FILES: &[File] = &[
+    File { number: 1, name: "list", content: Content::Live(list), help: "one line a node" },
+    File {
+        number: 2,
+        name: "new",
+        content: Content::Stream(invitations::open, Some(Operation::Administer)),
+        help: "write an invitation, read the token with which one machine joins",
+    },
+];
 
 static OBJECT_FILES: &[File] = &[
     File { number: 1, name: "ctl", content: Content::Ctl(VERBS), help: "verbs; reading it shows them" },
@@ -50,18 +58,44 @@ pub(super) static KIND: Kind = Kind {
     delete: |_, _| None,
 };
 
-static VERBS: &[Verb] = &[Verb {
-    name: "trace",
-    attributes: &["level"],
-    help: "how much is traced: level=info, level=debug, level=blixard::fs=debug",
-    act: Act::Local(|asked, attributes| {
-        let missing = || Refusal::invalid("invalid trace: level= is missing, as in trace level=debug");
-        let level = attributes.text("level").ok_or_else(missing)?.to_owned();
-        trace_level::check(&level)?;
-        let server = asked.server.clone();
-        Ok(Box::new(move || server.host().set_trace_level(&level)))
-    }),
-}];
+/// A verb that is a command for the log.
+macro_rules! verb {
+    ($name:literal, $verb:expr, $help:literal) => {
+        Verb {
+            name: $name,
+            attributes: &["version", "id"],
+            help: $help,
+            act: Act::Command(|asked, attributes| {
+                let (node, conditions) = (NodeId(asked.object), attributes.conditions()?);
+                Ok(Command::Node { node, verb: $verb, conditions })
+            }),
+        }
+    };
+}
+
+static VERBS: &[Verb] = &[
+    verb!("promote", NodeVerb::Promote, "it is to vote"),
+    verb!("demote", NodeVerb::Demote, "it is to have the log, and no vote"),
+    verb!("remove", NodeVerb::Remove, "it is no member any more; refused while VMs are placed there"),
+    Verb {
+        name: "trace",
+        attributes: &["level"],
+        help: "how much is traced: level=info, level=debug, level=blixard::fs=debug",
+        act: TRACE,
+    },
+];
+
+const TRACE: Act = Act::Local(|asked, attributes| {
+    if asked.object != asked.server.node().0 {
+        let sentence = "another node's trace is changed there: write this to its own tree";
+        return Err(Refusal::new(Code::HostDown, sentence));
+    }
+    let missing = || Refusal::invalid("invalid trace: level= is missing, as in trace level=debug");
+    let level = attributes.text("level").ok_or_else(missing)?.to_owned();
+    trace_level::check(&level)?;
+    let server = asked.server.clone();
+    Ok(Box::new(move || server.host().set_trace_level(&level)))
+});
 
 fn node<'a>(asked: &'a Asked<'_>) -> Result<&'a Node, Refusal> {
     asked.state.node(NodeId(asked.object)).ok_or_else(super::tree::gone)
@@ -72,8 +106,14 @@ fn status(asked: &Asked<'_>) -> Result<String, Refusal> {
     let mut text = KeyValues::new()
         .line("id", node.id)
         .line("name", &node.name)
-        .line("state", if node.up { "up" } else { "down" })
+        .line("state", state_of(node))
         .line("version", node.version)
+        .line("role", node.role)
+        .line("raft-id", node.raft.0)
+        .maybe("address", Some(&node.address).filter(|address| !address.is_empty()))
+        .maybe("release", Some(&node.release).filter(|release| !release.is_empty()))
+        .line("entry-format", node.entry_format)
+        .line("lease", lease_of(node))
         .line("memory", size::print(node.memory_bytes))
         .line("memory-promised", size::print(asked.state.promised(node.id).bytes))
         .line("cpus", node.cpus)
@@ -81,6 +121,12 @@ fn status(asked: &Asked<'_>) -> Result<String, Refusal> {
         .maybe("vcpus-max", node.vcpus_max)
         .line("changed", rfc3339(node.changed.millis()));
     if node.id == asked.server.node() {
+        let health = asked.server.engine().health();
+        text = text
+            .line("raft-role", health.role)
+            .line("raft-term", health.term)
+            .line("raft-lag", health.lag)
+            .line("quorum", if health.quorum { "yes" } else { "no" });
         for (key, value) in asked.server.host().status() {
             text = text.line(&key, value);
         }
@@ -88,13 +134,31 @@ fn status(asked: &Asked<'_>) -> Result<String, Refusal> {
     Ok(text.print())
 }
 
+/// What it is, as far as anybody knows: up, down after a clean end, or lost.
+fn state_of(node: &Node) -> &'static str {
+    match (node.lease.expired, node.up) {
+        (true, _) => "lost",
+        (false, true) => "up",
+        (false, false) => "down",
+    }
+}
+
+fn lease_of(node: &Node) -> String {
+    match node.lease.counter {
+        0 => "none".to_owned(),
+        _ if node.lease.expired => "expired".to_owned(),
+        _ => duration::print(node.lease.length_ms),
+    }
+}
+
 fn list(asked: &Asked<'_>) -> Result<String, Refusal> {
-    let mut table = Table::new(&["name", "id", "state", "hypervisor", "memory", "promised", "cpus"]);
+    let mut table = Table::new(&["name", "id", "state", "role", "hypervisor", "memory", "promised", "cpus"]);
     for node in asked.state.nodes() {
         table.row([
             node.name.clone(),
             node.id.to_string(),
-            if node.up { "up" } else { "down" }.to_owned(),
+            state_of(node).to_owned(),
+            node.role.to_string(),
             node.hypervisor.clone(),
             size::print(node.memory_bytes),
             size::print(asked.state.promised(node.id).bytes),

@@ -2,7 +2,7 @@
 
 use super::table::{Asked, Content, File, Kind};
 use super::{events, streams};
-use crate::engine::state::{Actual, ENTRY_FORMAT, Operation, STATE_FORMAT};
+use crate::engine::state::{Actual, ENTRY_FORMAT, Operation, RaftId, STATE_FORMAT};
 use crate::text::{Refusal, kv::KeyValues, time::rfc3339};
 
 /// The directories, in the order in which they are listed.
@@ -41,6 +41,10 @@ pub(super) static FILES: &[File] = &[
     File { number: 9, name: "me", content: Content::Live(me), help: "who the server takes you for" },
 ];
 
+/// What is said of two or four.
+const EVEN_VOTERS: &str =
+    "an even number of voters survives no more failures than one less: let one more in, or demote one";
+
 fn readme(_asked: &Asked<'_>) -> Result<String, Refusal> {
     let mut text = String::from(
         "This tree is Blixard: what ls, cat and echo can't do, it can't do.\n\
@@ -78,13 +82,22 @@ fn version(_asked: &Asked<'_>) -> Result<String, Refusal> {
 fn status(asked: &Asked<'_>) -> Result<String, Refusal> {
     let state = asked.state;
     let count = |actual: Actual| state.vms().filter(|vm| vm.actual == actual).count();
-    let up = state.nodes().filter(|n| n.up).count();
+    let up = state.nodes().filter(|n| n.is_there()).count();
+    let health = asked.server.engine().health();
+    let leader = health.leader.and_then(|raft| state.node_of_raft(RaftId(raft)));
+    let voters = state.voters().count();
     let text = KeyValues::new()
         .line("cluster", state.cluster().unwrap_or("-"))
         .maybe("node", state.node(asked.server.node()).map(|n| n.name.as_str()))
         .line("seq", state.seq())
+        .maybe("state-hash", asked.server.engine().digest_of(state.seq()))
         .line("time", rfc3339(state.now().millis()))
         .line("nodes", format!("{up} up of {}", state.nodes().len()))
+        .line("voters", voters)
+        .line("raft-voters", health.voters)
+        .line("leader", leader.map_or("-", |node| node.name.as_str()))
+        .line("quorum", if health.quorum { "yes" } else { "no" })
+        .maybe("warning", (voters > 1 && voters.is_multiple_of(2)).then_some(EVEN_VOTERS))
         .line("vms", state.vms().len())
         .line("vms-running", count(Actual::Running))
         .line("vms-failed", count(Actual::Failed))

@@ -214,7 +214,7 @@ pub(super) fn sync(asked: &Asked<'_>, how: OpenMode) -> Result<Arc<dyn Handle>, 
     let source = Box::new(move |range: Range| -> BoxFuture<'static, _> {
         let engine = engine.clone();
         Box::pin(async move {
-            let text = format!("{}\n", engine.barrier().await?);
+            let text = format!("{}\n", engine.sync().await?);
             Ok(Piece { text: text.into(), upto: range.after, end: true })
         })
     });

@@ -82,7 +82,9 @@ impl Identity {
     pub fn read(path: &Path) -> Result<Identity, IdentityError> {
         let unreadable = |source: io::Error| {
             let advice = match source.kind() {
-                io::ErrorKind::NotFound => "a node's is made by 'blixard ca init', a user's by 'blixard ca issue NAME'",
+                io::ErrorKind::NotFound => {
+                    "a node's is made by 'blixard cluster init', a user's by 'blixard ca issue NAME'"
+                }
                 _ => "it must be a file that you may read",
             };
             IdentityError::Unreadable { path: path.to_owned(), source, advice }

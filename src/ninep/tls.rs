@@ -7,8 +7,9 @@
 use super::holder::{Holder, Purpose};
 use super::identity::{Identity, IdentityError};
 use crate::text::time::rfc3339;
-use rustls::client::danger::HandshakeSignatureValid;
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
@@ -17,13 +18,15 @@ use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError, RootCertStore,
     ServerConfig, SignatureScheme,
 };
+use sha2::{Digest, Sha256};
 use std::fmt;
 use std::io;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
-/// Whether the holder of a user's certificate, which is otherwise right, may come in; if not, why.
+/// Whether the holder of a certificate, which is otherwise right, may come in; if not, why.
 pub type Admit = Arc<dyn Fn(&Holder) -> Result<(), String> + Send + Sync>;
 
 fn provider() -> Arc<CryptoProvider> {
@@ -55,7 +58,7 @@ impl Acceptor {
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&TLS13])
             .map_err(|error| identity.unusable(&error))?
-            .with_client_cert_verifier(Arc::new(Users { by_authority, admit }))
+            .with_client_cert_verifier(Arc::new(Certified { by_authority, admit, purposes: &[Purpose::User] }))
             .with_single_cert(identity.chain(), identity.key())
             .map_err(|error| identity.unusable(&error))?;
         config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -78,6 +81,159 @@ impl Acceptor {
     }
 }
 
+/// The stream of a server's side.
+pub type ServerStream = server::TlsStream<TcpStream>;
+
+/// The server's half where nodes come in as well as users, each connection for a protocol that it names (ALPN).
+#[derive(Clone)]
+pub struct PeerAcceptor(TlsAcceptor);
+
+impl PeerAcceptor {
+    /// For a node's identity. Whoever shows no certificate gets through the handshake, too: they may have a protocol for it.
+    ///
+    /// # Errors
+    /// It is not a node's, or can't be used.
+    pub fn new(identity: &Identity, admit: Admit, protocols: &[&[u8]]) -> Result<PeerAcceptor, IdentityError> {
+        identity.check_purpose(Purpose::Node)?;
+        let by_authority = WebPkiClientVerifier::builder_with_provider(roots(identity)?, provider())
+            .allow_unauthenticated()
+            .build()
+            .map_err(|error| identity.unusable(&error))?;
+        // With the authority's, for those who know it by its hash alone.
+        let mut chain = identity.chain();
+        chain.extend(identity.authorities().iter().cloned());
+        let verifier = Arc::new(Certified { by_authority, admit, purposes: &[Purpose::User, Purpose::Node] });
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&TLS13])
+            .map_err(|error| identity.unusable(&error))?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(chain, identity.key())
+            .map_err(|error| identity.unusable(&error))?;
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+        Ok(PeerAcceptor(TlsAcceptor::from(Arc::new(config))))
+    }
+
+    /// The handshake: whose certificate the client has shown, if any, and the protocol. It has no deadline of its own.
+    ///
+    /// # Errors
+    /// Why the client is not let in, as a sentence.
+    pub async fn accept(&self, stream: TcpStream) -> Result<(ServerStream, Option<Holder>, Option<Vec<u8>>), String> {
+        let stream = self.0.accept(stream).await.map_err(|error| explain(&error, "client"))?;
+        let connection = stream.get_ref().1;
+        let holder =
+            connection.peer_certificates().and_then(<[_]>::first).map(|shown| Holder::of(shown)).transpose()?;
+        let protocol = connection.alpn_protocol().map(<[u8]>::to_vec);
+        Ok((stream, holder, protocol))
+    }
+}
+
+/// As [`connect`], for a protocol of [`PeerAcceptor`]'s.
+///
+/// # Errors
+/// Why not, as a sentence.
+pub async fn connect_for<S>(
+    identity: &Identity,
+    host: &str,
+    stream: S,
+    protocol: &[u8],
+) -> Result<client::TlsStream<S>, String>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut config = client_config(identity).map_err(|error| error.to_string())?;
+    config.alpn_protocols = vec![protocol.to_vec()];
+    shake_hands(config, host, stream).await
+}
+
+/// Connects without an identity, to a server whose authority's certificate has this SHA-256.
+///
+/// # Errors
+/// Why not, as a sentence.
+pub async fn connect_pinned<S>(
+    authority_sha256: [u8; 32],
+    host: &str,
+    stream: S,
+    protocol: &[u8],
+) -> Result<client::TlsStream<S>, String>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])
+        .map_err(|error| error.to_string())?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Pinned { authority_sha256 }))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![protocol.to_vec()];
+    shake_hands(config, host, stream).await
+}
+
+async fn shake_hands<S>(config: ClientConfig, host: &str, stream: S) -> Result<client::TlsStream<S>, String>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let name = ServerName::try_from(host.to_owned()).map_err(|_| format!("'{host}' is no host's name or address"))?;
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|error| explain(&error, "server"))
+}
+
+/// The SHA-256 of the first authority's certificate of an identity, by which others know it.
+pub fn authority_sha256(identity: &Identity) -> Option<[u8; 32]> {
+    identity.authorities().first().map(|authority| Sha256::digest(authority).into())
+}
+
+/// Believes the authority whose certificate has this hash, if the server shows it along with its own.
+#[derive(Debug)]
+struct Pinned {
+    authority_sha256: [u8; 32],
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        shown: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        host: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let is_pinned =
+            |certificate: &&CertificateDer<'_>| <[u8; 32]>::from(Sha256::digest(certificate)) == self.authority_sha256;
+        let Some(authority) = intermediates.iter().find(is_pinned) else {
+            return Err(Error::InvalidCertificate(CertificateError::UnknownIssuer));
+        };
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.clone().into_owned())?;
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider())
+            .build()
+            .map_err(|error| Error::General(error.to_string()))?;
+        verifier.verify_server_cert(shown, &[], host, ocsp, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _shown: &CertificateDer<'_>,
+        _signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("TLS 1.2 is not spoken here".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        shown: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, shown, signed, &provider().signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
 /// Connects as this identity, to a server whose certificate must be for `host`. It has no deadline of its own.
 ///
 /// # Errors
@@ -86,9 +242,7 @@ pub async fn connect<S>(identity: &Identity, host: &str, stream: S) -> Result<cl
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let name = ServerName::try_from(host.to_owned()).map_err(|_| format!("'{host}' is no host's name or address"))?;
-    let config = client_config(identity).map_err(|error| error.to_string())?;
-    TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|error| explain(&error, "server"))
+    shake_hands(client_config(identity).map_err(|error| error.to_string())?, host, stream).await
 }
 
 /// What the end of a connection was, as a sentence. In TLS 1.3 a server looks at the client's certificate when the client has done
@@ -113,15 +267,17 @@ fn client_config(identity: &Identity) -> Result<ClientConfig, IdentityError> {
         .map_err(|error| identity.unusable(&error))
 }
 
-/// Lets in who has a user's certificate of the authority, and is still welcome.
-struct Users {
+/// Lets in who has a certificate of the authority for one of these purposes, and is still welcome.
+struct Certified {
     by_authority: Arc<dyn ClientCertVerifier>,
     admit: Admit,
+    /// In the order in which the first is told to whoever has none of them.
+    purposes: &'static [Purpose],
 }
 
-impl fmt::Debug for Users {
+impl fmt::Debug for Certified {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Users").finish_non_exhaustive()
+        f.debug_struct("Certified").finish_non_exhaustive()
     }
 }
 
@@ -130,7 +286,11 @@ impl fmt::Debug for Users {
 #[error("{0}")]
 struct NotAdmitted(String);
 
-impl ClientCertVerifier for Users {
+impl ClientCertVerifier for Certified {
+    fn client_auth_mandatory(&self) -> bool {
+        self.by_authority.client_auth_mandatory()
+    }
+
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         self.by_authority.root_hint_subjects()
     }
@@ -143,7 +303,9 @@ impl ClientCertVerifier for Users {
     ) -> Result<ClientCertVerified, Error> {
         let verified = self.by_authority.verify_client_cert(shown, intermediates, now)?;
         let admitted = Holder::of(shown).and_then(|holder| {
-            holder.check_purpose(Purpose::User)?;
+            if !self.purposes.contains(&holder.purpose) {
+                holder.check_purpose(Purpose::User)?;
+            }
             (self.admit)(&holder)
         });
         let refused = |why| Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(NotAdmitted(why)))));

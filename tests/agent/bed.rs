@@ -69,6 +69,7 @@ impl Bed {
             memory_bytes: None,
             cpus: None,
             set_trace_level: Arc::new(|_| Ok(())),
+            invite: Arc::new(|| Err(blixard::text::Refusal::fault("nobody joins here"))),
         };
         self.supervisor = Supervisor::new();
         let hypervisor = Arc::new(self.world.clone());

@@ -94,6 +94,7 @@ fn a_clean_end_unmounts_also_what_is_in_use() {
 fn a_busy_or_strange_mount_point_is_refused() {
     let node = simulated();
     let (folder, data) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    crate::support::begin(data.path(), &[]);
     let serve = |mount: &std::path::Path| {
         let output = Command::new(env!("CARGO_BIN_EXE_blixard"))
             .args(["serve", "--hypervisor", "simulated", "--data", data.path().to_str().unwrap()])

@@ -1,6 +1,6 @@
 //! A node that serves everything at once: the mount, unix sockets, TLS, plain TCP on loopback, and TCP that proves nothing.
 
-use crate::support::{Node, PATIENCE_S};
+use crate::support::{Node, PATIENCE_S, begin};
 use blixard::ninep::client::{Client, ClientError};
 use blixard::text::Dial;
 use std::os::unix::fs::PermissionsExt;
@@ -60,7 +60,8 @@ impl Secure {
         let (tls, tcp, insecure) = (listen("tls!HOST!5640"), listen("tcp!HOST!5641"), listen("tcp!HOST!5642"));
         let images = crate::support::images().to_str().unwrap().to_owned();
         let node = Node::prepared(|folder| {
-            ca_done(&folder.join("data"), &["init", "--host", &host]);
+            // Other nodes would come in elsewhere: here it is about those who are none.
+            begin(&folder.join("data"), &["--advertise", &format!("{host}!5639")]);
             // Other users of the machine come to the socket and to the mount.
             std::fs::set_permissions(folder, PermissionsExt::from_mode(0o755)).unwrap();
             let open = format!("unix!{}/sock", folder.display());

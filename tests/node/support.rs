@@ -11,6 +11,14 @@ use std::time::Duration;
 /// How long anything that ends by itself may take on a busy machine, in seconds, before the test gives up on it.
 pub const PATIENCE_S: u64 = 120;
 
+/// `blixard cluster init` in this data folder.
+pub fn begin(data: &Path, arguments: &[&str]) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_blixard"));
+    let command = command.args(["cluster", "init", "lab", "--data", data.to_str().unwrap()]).args(arguments);
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// A node of its own: data, mount and socket below one folder.
 pub struct Node {
     folder: tempfile::TempDir,
@@ -83,8 +91,16 @@ impl Node {
         assert!(said.starts_with("ready"), "the node did not start; its trace:\n{}", self.trace_text());
     }
 
+    /// Begins a cluster of this node alone, unless there is one.
+    pub fn begin(&self, arguments: &[&str]) {
+        if !self.data().join("member.toml").exists() {
+            begin(&self.data(), arguments);
+        }
+    }
+
     /// Starts the daemon and waits for nothing; whoever calls this ends it.
     pub fn spawn(&self) -> Child {
+        self.begin(&[]);
         let trace = std::fs::File::options().create(true).append(true).open(self.trace()).unwrap();
         Command::new(env!("CARGO_BIN_EXE_blixard"))
             .args(["serve", "--data", self.data().to_str().unwrap(), "--mount", self.mount().to_str().unwrap()])

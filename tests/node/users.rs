@@ -224,7 +224,7 @@ fn nobody_writes_over_a_network_without_a_certificate() {
         set -eu
         ip link set lo up; ip link add d0 type veth peer name d1; ip address add 10.99.0.1/24 dev d0; ip link set d0 up; ip link set d1 up
         flags='--data data --mount mnt --hypervisor simulated --images images'
-        blixard ca init --data data --host 10.99.0.1
+        blixard cluster init lab --data data --advertise '10.99.0.1!5639'
         mkdir images
         blixard serve $flags --listen 'tcp!10.99.0.1!564' 2>&1 && echo served-plainly
         blixard serve $flags --listen 'tcp!*!564' 2>&1 && echo served-plainly
@@ -266,7 +266,7 @@ fn nobody_writes_over_a_network_without_a_certificate() {
 fn type_all(text_of: &str) -> (Secure, String) {
     let secure = Secure::start();
     let typed = text_of.lines().filter_map(|line| line.strip_prefix("    "));
-    let typed: Vec<_> = typed.filter(|l| !l.contains("blixard serve") && !l.contains("blixard ca init")).collect();
+    let typed: Vec<_> = typed.filter(|l| !l.contains("blixard serve") && !l.contains("blixard cluster init")).collect();
     let script =
         format!("set -eu\ncd ..\n{}\n", typed.join("\n")).replace("tls!alpha!", &format!("tls!{}!", secure.host));
     let (data, dial) = (secure.node.data(), secure.unix());

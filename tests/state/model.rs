@@ -140,6 +140,13 @@ impl Model {
         match command {
             Command::Init { .. } => Err("EEXIST"),
             Command::Barrier => Ok(Reply::Done),
+            Command::InviteNew { .. }
+            | Command::NodeJoin { .. }
+            | Command::NodeRaftNew { .. }
+            | Command::NodeReach { .. }
+            | Command::Node { .. }
+            | Command::LeaseRenew { .. }
+            | Command::LeaseExpire { .. } => panic!("the model knows one node: tests/state/nodes.rs is about several"),
             Command::NodeUp { host_boot, memory_bytes, .. } => agent.map(|()| self.node_up(host_boot, *memory_bytes)),
             Command::NodeDown => agent.map(|()| {
                 self.up = false;

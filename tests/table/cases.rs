@@ -146,7 +146,7 @@ const OTHERS: &[(&str, Rows)] = &[
     (
         "nodes/{node}/ctl",
         &[
-            ("reboot", Invalid, "there are: trace"),
+            ("reboot", Invalid, "there are: promote, demote, remove, trace"),
             ("trace", Invalid, "level= is missing"),
             ("trace level=''", Invalid, "level"),
             ("trace level=inof", Invalid, "did you mean 'info'?"),

@@ -9,6 +9,7 @@
 mod actor;
 mod decide;
 mod images;
+pub mod lease;
 mod reconciler;
 mod record;
 mod resources;
@@ -65,6 +66,9 @@ pub enum AgentError {
 /// Changes the level of the trace: main has the subscriber.
 pub type SetTraceLevel = Arc<dyn Fn(&str) -> Result<(), Refusal> + Send + Sync>;
 
+/// Makes a token with which one machine may join, and the SHA-256 of its secret: the top knows how.
+pub type Invite = Arc<dyn Fn() -> Result<(String, [u8; 32]), Refusal> + Send + Sync>;
+
 /// How an agent is set.
 #[derive(Clone)]
 pub struct Options {
@@ -80,6 +84,8 @@ pub struct Options {
     pub cpus: Option<u32>,
     /// See [`SetTraceLevel`].
     pub set_trace_level: SetTraceLevel,
+    /// See [`Invite`].
+    pub invite: Invite,
 }
 
 /// The letters that tell the devices of this data folder from another's on the same host.
@@ -184,6 +190,7 @@ impl Agent {
             actors_made: AtomicU64::new(0),
             instances: Mutex::default(),
         }));
+        start_leases(&agent.0, &supervisor).map_err(AgentError::Task)?;
         reconciler::clear_up(&agent.0).await?;
         reconciler::start(&agent.0).map_err(AgentError::Task)?;
         Ok(agent)
@@ -203,6 +210,14 @@ impl Agent {
     pub fn leftovers(&self) -> Vec<(Resource, String)> {
         self.0.leftovers.list()
     }
+}
+
+/// This node's own lease, and the watch over the others'.
+fn start_leases(shared: &Shared, supervisor: &Supervisor) -> Result<(), String> {
+    let (engine, node) = (shared.engine.clone(), shared.options.node);
+    supervisor.start("lease", Policy::VITAL, move |stop| lease::keep(engine.clone(), node, stop))?;
+    let engine = shared.engine.clone();
+    supervisor.start("lease-watch", Policy::VITAL, move |stop| lease::watch(engine.clone(), node, stop))
 }
 
 /// Makes the images of this host known, and those that are gone unknown. What is refused is the images' fault, told in a sentence
@@ -275,6 +290,10 @@ impl LocalHost for Agent {
             line("task", task);
         }
         lines
+    }
+
+    fn invite(&self) -> Result<(String, [u8; 32]), Refusal> {
+        (self.0.options.invite)()
     }
 
     fn set_trace_level(&self, directive: &str) -> Result<(), Refusal> {

@@ -3,7 +3,7 @@
 //! Handles are clones of one log, so that a test can open it again as a process would after a crash.
 
 use super::committed::{self, Committed, Publisher, WAITING_MAX};
-use super::{AppendError, Log, LogError, Record, Snapshot};
+use super::{AppendError, Health, Log, LogError, Record, Role, Snapshot};
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -158,6 +158,18 @@ impl Log for MemoryLog {
 
     fn last_mark(&self) -> Option<(u64, [u8; 32])> {
         self.mark_at_open
+    }
+
+    async fn newest(&self) -> Result<u64, AppendError> {
+        Ok(self.store().newest())
+    }
+
+    fn health(&self) -> Health {
+        Health { role: Role::Leader, term: 1, leader: Some(1), quorum: true, voters: 1, lag: 0, dead: None }
+    }
+
+    fn alone(&self) -> bool {
+        true
     }
 
     async fn close(&self) {}

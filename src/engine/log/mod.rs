@@ -1,10 +1,11 @@
 //! The log: one totally ordered, durable sequence of records. What is in a record it does not know.
 
 pub mod committed;
+pub mod forward;
 pub mod hiqlite;
 pub mod memory;
 
-pub use self::hiqlite::{Durability, HiqliteLog, OpenOptions};
+pub use self::hiqlite::{Addresses, Durability, HiqliteLog, Member, MemberChange, OpenOptions, Voters};
 pub use committed::{Committed, Publisher};
 pub use memory::MemoryLog;
 
@@ -71,6 +72,49 @@ pub enum LogError {
     Failed(String),
 }
 
+/// What this node is in the log's cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It orders the records. A node alone leads itself.
+    Leader,
+    /// It votes, and follows a leader.
+    Follower,
+    /// It votes, and looks for a leader.
+    Candidate,
+    /// It gets the records, and has no vote.
+    Learner,
+}
+
+impl std::fmt::Display for Role {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Role::Leader => "leader",
+            Role::Follower => "follower",
+            Role::Candidate => "candidate",
+            Role::Learner => "learner",
+        })
+    }
+}
+
+/// How the log is at this moment, as far as this node knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// What this node is.
+    pub role: Role,
+    /// Raft's term: counts the elections.
+    pub term: u64,
+    /// The leader's identity in Raft, if this node knows one.
+    pub leader: Option<u64>,
+    /// Whether records can be committed: there is a leader, and if it is this node, a majority has answered it lately.
+    pub quorum: bool,
+    /// How many vote.
+    pub voters: usize,
+    /// Raft entries that this node has and has not applied yet.
+    pub lag: u64,
+    /// Why the log can't go on, if it can't.
+    pub dead: Option<String>,
+}
+
 /// The log as the engine uses it. Implementations: `memory.rs`, `hiqlite.rs`.
 ///
 /// Committed records come through the [`Committed`] that opening gave, in order of `seq`; it is bounded and the
@@ -94,6 +138,13 @@ pub trait Log: Send + Sync + 'static {
     fn mark(&self, seq: u64, chain: [u8; 32]) -> Result<(), LogError>;
     /// The mark that was there when the log was opened, if any.
     fn last_mark(&self) -> Option<(u64, [u8; 32])>;
+    /// The number of the newest record that was committed anywhere before the call (a linearizable read: the leader has made
+    /// sure that it still leads).
+    async fn newest(&self) -> Result<u64, AppendError>;
+    /// How it is. Looks at what this node knows, and waits for nothing.
+    fn health(&self) -> Health;
+    /// Whether nobody but this node has a copy.
+    fn alone(&self) -> bool;
     /// Ends it cleanly, in bounded time.
     async fn close(&self);
 }

@@ -12,6 +12,7 @@
 //!
 //! An entry that is refused after the second step has been submitted all the same: it can't come again.
 
+use super::membership::Joining;
 use super::node::NodeReport;
 use super::{
     About, By, Command, DEFAULT_NETWORK, DEFAULT_POOL, Directory, Entry, Event, Kind, NOBODY, Node, NodeId, Operation,
@@ -100,9 +101,9 @@ impl State {
         self.keys.forget(now);
     }
 
-    /// The lower median, so that no minority of fast clocks moves it.
+    /// The lower median of the voters', so that no minority of fast clocks moves it.
     fn median_stamp(&self) -> HybridTime {
-        let mut stamps: Vec<_> = self.nodes.values().map(|n| n.newest_stamp).collect();
+        let mut stamps: Vec<_> = self.voters().map(|n| n.newest_stamp).collect();
         stamps.sort_unstable();
         stamps.get(stamps.len().saturating_sub(1) / 2).copied().unwrap_or_default()
     }
@@ -202,6 +203,28 @@ impl Work<'_> {
                 self.allowed(About::Cluster, Operation::Administer, "users")?;
                 self.certificate_revoke(name, serial)
             }
+            Command::InviteNew { secret_sha256, role, expires_ms } => {
+                self.invite_new(*secret_sha256, *role, *expires_ms)
+            }
+            Command::Node { node, verb, conditions } => self.node_verb(*node, *verb, conditions),
+            of_agents => {
+                self.agent_only()?;
+                self.of_agents(of_agents)
+            }
+        }
+    }
+
+    /// What nodes say of themselves and of each other.
+    fn of_agents(&mut self, command: &Command) -> Result<Reply, Refusal> {
+        match command {
+            Command::NodeJoin { secret_sha256, name, address, entry_format, release } => {
+                self.node_join(&Joining { secret_sha256, name, address, entry_format: *entry_format, release })
+            }
+            Command::NodeRaftNew { node, was } => self.node_raft_new(*node, *was),
+            Command::NodeReach { address, entry_format, release } => self.node_reach(address, *entry_format, release),
+            Command::LeaseRenew { counter, length_ms } => self.lease_renew(*counter, *length_ms),
+            Command::LeaseExpire { node, counter } => self.lease_expire(*node, *counter),
+            other => Err(Refusal::fault(format!("the command '{other}' has nobody to take it"))),
         }
     }
 
@@ -264,7 +287,7 @@ impl Work<'_> {
     fn key_of(command: &Command) -> Option<&str> {
         match command {
             Command::VmNew { key, .. } => key.as_deref(),
-            Command::Vm { conditions, .. } => conditions.key.as_deref(),
+            Command::Vm { conditions, .. } | Command::Node { conditions, .. } => conditions.key.as_deref(),
             _ => None,
         }
     }
@@ -281,6 +304,7 @@ impl Work<'_> {
         self.state.cluster = Some(cluster.to_owned());
         let (now, seq) = (self.state.now, self.seq);
         self.state.nodes.insert(FIRST_NODE, Node::new(FIRST_NODE, node, now, seq));
+        (self.state.last_node, self.state.last_raft) = (FIRST_NODE.0, FIRST_NODE.0);
         // Of kinds without an object the directory is as old as the cluster.
         [Kind::Vm, Kind::Image].into_iter().for_each(|kind| self.touch_members(kind));
         self.event(Subject::Node(FIRST_NODE, node.into()), What::Created);

@@ -98,7 +98,12 @@ impl State {
             let rules = [
                 (*key == node.id && submitted, "its key is its number, and it has submitted something"),
                 (is_whole(&node.history, self.seq) && node.changed_seq <= self.seq, "its history is whole"),
-                (!node.up || !node.host_boot.is_empty(), "what is up has said what it is"),
+                (!node.up || !node.host_boot.is_empty() || node.lease.counter > 0, "what is up has said what it is"),
+                (key.0 <= self.last_node && node.raft.0 <= self.last_raft, "its numbers are counted"),
+                (
+                    self.node_of_raft(node.raft).is_some_and(|one| one.id == *key),
+                    "nobody else has its identity in Raft",
+                ),
             ];
             holds(&rules, || format!("node {key}"))?;
         }

@@ -1,6 +1,6 @@
 //! Commands: what can be asked of the state machine, by users and by the agents.
 
-use super::{VmId, VmSpec};
+use super::{NodeId, NodeRole, NodeVerb, RaftId, VmId, VmSpec};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 
@@ -144,6 +144,83 @@ pub enum Command {
         /// The certificate's serial number, in lower hexadecimal digits.
         serial: String,
     },
+    /// A token is given out with which one machine may join. Since format 3, as all that follow.
+    InviteNew {
+        /// SHA-256 of the secret in the token. The secret itself is nowhere in the log.
+        secret_sha256: [u8; 32],
+        /// What the machine is to be.
+        role: NodeRole,
+        /// Until when, in milliseconds of the cluster's time.
+        expires_ms: u64,
+    },
+    /// A machine joins; submitted by the member that it talks to.
+    NodeJoin {
+        /// SHA-256 of the secret in its token.
+        secret_sha256: [u8; 32],
+        /// Its name, unique among nodes.
+        name: String,
+        /// Where other nodes reach it, as `HOST!PORT`.
+        address: String,
+        /// The highest format of entries that it knows.
+        entry_format: u8,
+        /// The version of its blixard.
+        release: String,
+    },
+    /// A node has lost its store, and must never vote again under the identity that it had.
+    NodeRaftNew {
+        /// Which node.
+        node: NodeId,
+        /// The identity that it had: if it has another by now, nothing changes.
+        was: RaftId,
+    },
+    /// A node says where it is reached and what it knows.
+    NodeReach {
+        /// `HOST!PORT`; empty: nobody reaches it.
+        address: String,
+        /// The highest format of entries that it knows.
+        entry_format: u8,
+        /// The version of its blixard.
+        release: String,
+    },
+    /// A verb on a node.
+    Node {
+        /// Which.
+        node: NodeId,
+        /// What.
+        verb: NodeVerb,
+        /// Under which conditions.
+        conditions: Conditions,
+    },
+    /// A node says that it is there: its lease begins anew.
+    LeaseRenew {
+        /// One more than the last one's.
+        counter: u64,
+        /// How long the lease is, in milliseconds.
+        length_ms: u64,
+    },
+    /// Somebody has waited for a node's renewal for longer than its lease can last.
+    LeaseExpire {
+        /// Which node.
+        node: NodeId,
+        /// The counter of the renewal since which it was waited: after a newer one nothing changes.
+        counter: u64,
+    },
+}
+
+impl Command {
+    /// The format of entries that this command came with.
+    pub fn since(&self) -> u8 {
+        match self {
+            Command::InviteNew { .. }
+            | Command::NodeJoin { .. }
+            | Command::NodeRaftNew { .. }
+            | Command::NodeReach { .. }
+            | Command::Node { .. }
+            | Command::LeaseRenew { .. }
+            | Command::LeaseExpire { .. } => 3,
+            _ => super::ENTRY_FORMAT_MIN,
+        }
+    }
 }
 
 /// `version=` and `id=`.

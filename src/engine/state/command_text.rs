@@ -1,7 +1,7 @@
 //! A command as text, for the audit trail: as its user might have written it, the object first.
 
-use super::{Command, Conditions, VmId, VmReport, VmVerb};
-use crate::text::{attrs::quote, duration, size};
+use super::{Command, Conditions, NodeVerb, VmId, VmReport, VmVerb};
+use crate::text::{attrs::quote, duration, size, time::rfc3339};
 use std::fmt;
 
 impl fmt::Display for Command {
@@ -64,6 +64,23 @@ impl fmt::Display for Command {
             Command::CertificateRevoke { name, serial } => {
                 write!(f, "users/{} revoke cert={}", quote(name), quote(serial))
             }
+            Command::InviteNew { role, expires_ms, .. } => {
+                write!(f, "nodes/new role={role} until={}", rfc3339(*expires_ms))
+            }
+            Command::NodeJoin { name, address, entry_format, release, .. } => {
+                let (name, address, release) = (quote(name), quote(address), quote(release));
+                write!(f, "node join name={name} address={address} format={entry_format} release={release}")
+            }
+            Command::NodeRaftNew { node, was } => write!(f, "node {node} new-store raft={}", was.0),
+            Command::NodeReach { address, entry_format, release } => {
+                let (address, release) = (quote(address), quote(release));
+                write!(f, "node reached-at address={address} format={entry_format} release={release}")
+            }
+            Command::Node { node, verb, conditions } => write!(f, "node {node} {verb}{conditions}"),
+            Command::LeaseRenew { counter, length_ms } => {
+                write!(f, "lease renew counter={counter} length={}", duration::print(*length_ms))
+            }
+            Command::LeaseExpire { node, counter } => write!(f, "node {node} lease expire counter={counter}"),
         }
     }
 }
@@ -113,6 +130,16 @@ impl fmt::Display for VmVerb {
                 attribute(f, "grace", changes.grace_ms.map(duration::print).as_deref())
             }
         }
+    }
+}
+
+impl fmt::Display for NodeVerb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            NodeVerb::Promote => "promote",
+            NodeVerb::Demote => "demote",
+            NodeVerb::Remove => "remove",
+        })
     }
 }
 

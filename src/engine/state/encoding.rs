@@ -4,10 +4,13 @@ use super::{Entry, State};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// The format of an encoded [`Entry`], its first byte. A new kind of command is a new format.
-pub const ENTRY_FORMAT: u8 = 2;
+/// The newest format of an encoded [`Entry`], its first byte. A new kind of command is a new format, and an entry is written in the
+/// oldest one that has its commands: so a cluster whose nodes are upgraded one by one writes what all of them can read.
+pub const ENTRY_FORMAT: u8 = 3;
+/// The oldest one that is read.
+pub const ENTRY_FORMAT_MIN: u8 = 2;
 /// The format of an encoded [`State`], its first byte.
-pub const STATE_FORMAT: u8 = 2;
+pub const STATE_FORMAT: u8 = 3;
 
 /// Length of a SHA-256.
 const HASH_BYTES: usize = 32;
@@ -31,7 +34,12 @@ pub enum DecodeError {
 impl Entry {
     /// As bytes, for the log.
     pub fn encode(&self) -> Vec<u8> {
-        append(vec![ENTRY_FORMAT], self)
+        append(vec![self.format()], self)
+    }
+
+    /// The oldest format that has all its commands.
+    pub fn format(&self) -> u8 {
+        self.commands.iter().map(super::Command::since).max().unwrap_or(ENTRY_FORMAT_MIN)
     }
 
     /// From [`Entry::encode`]'s bytes.
@@ -39,7 +47,8 @@ impl Entry {
     /// # Errors
     /// Another format, or damaged.
     pub fn decode(bytes: &[u8]) -> Result<Entry, DecodeError> {
-        decode(of_format(bytes, ENTRY_FORMAT)?)
+        let format = bytes.first().copied().filter(|found| (ENTRY_FORMAT_MIN..=ENTRY_FORMAT).contains(found));
+        decode(of_format(bytes, format.unwrap_or(ENTRY_FORMAT))?)
     }
 }
 

@@ -87,6 +87,12 @@ pub enum What {
     Down,
     /// It is to be started again when its agent has ended it.
     StartingAgain,
+    /// A node begins with a fresh store.
+    NewStore,
+    /// A node has not renewed its lease in time.
+    Lost,
+    /// A node that was lost is there again.
+    Back,
 }
 
 impl What {
@@ -154,6 +160,9 @@ impl fmt::Display for What {
             What::Up => f.write_str("up"),
             What::Down => f.write_str("down"),
             What::StartingAgain => f.write_str("starting again"),
+            What::NewStore => f.write_str("new store"),
+            What::Lost => f.write_str("lost"),
+            What::Back => f.write_str("back"),
         }
     }
 }

@@ -6,6 +6,7 @@
 //! - `apply.rs`: takes an entry: is it new, is it allowed; then hands each command to the entity that it is about
 //! - `vm.rs`: the VM and its transitions, drawn there; `spec.rs`: what may be asked of one; `vms.rs`: what else a command
 //!   about one touches: names, leases, promises of memory; `placement.rs`: which node it goes to
+//! - `membership.rs`: who belongs to the cluster, who votes, leases
 //! - `node.rs`, `image.rs`, `user.rs`: the other entities (pools are in the room `ipam`); `access.rs`: what narrows a user
 //! - `event.rs`, `history.rs`, `directory.rs`: what happened, to what, and when last; `keys.rs`: `id=KEY`
 //! - `encoding.rs`: entries and states as bytes; `check.rs`: every invariant in one function
@@ -22,6 +23,7 @@ pub mod event;
 pub mod history;
 pub mod image;
 mod keys;
+pub mod membership;
 pub mod node;
 mod placement;
 pub mod spec;
@@ -33,11 +35,12 @@ mod words;
 pub use access::{About, Access};
 pub use command::{Command, Conditions, VmReport, VmVerb};
 pub use directory::{Directory, Kind, Touched};
-pub use encoding::{DecodeError, ENTRY_FORMAT, STATE_FORMAT};
+pub use encoding::{DecodeError, ENTRY_FORMAT, ENTRY_FORMAT_MIN, STATE_FORMAT};
 pub use entry::{By, Entry, EntryId, Outcome, Reply};
 pub use event::{Event, Subject, What};
 pub use history::{HISTORY_MAX, History};
 pub use image::Image;
+pub use membership::{Invite, Lease, NodeRole, NodeVerb, RaftId};
 pub use node::Node;
 pub use placement::Promised;
 pub use spec::{Restart, SpecChanges, VmSpec};
@@ -109,8 +112,11 @@ pub struct State {
     last_image: u64,
     last_user: u64,
     directories: OrdMap<Kind, Directory>,
-    /// Since format 2.
     access: OrdMap<String, Access>,
+    invites: OrdMap<u64, Invite>,
+    last_invite: u64,
+    last_node: u64,
+    last_raft: u64,
 }
 
 impl State {

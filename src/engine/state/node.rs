@@ -2,7 +2,7 @@
 
 use super::apply::Work;
 use super::event::{Event, Subject, What};
-use super::{History, NodeId, Reply};
+use super::{ENTRY_FORMAT, History, Lease, NodeId, NodeRole, RaftId, Reply};
 use crate::clock::HybridTime;
 use crate::text::{Refusal, name};
 use serde::{Deserialize, Serialize};
@@ -29,6 +29,18 @@ pub struct Node {
     pub cpus: u32,
     /// Virtual CPUs that all guests there may have together; None: as many as they like, they share the host's.
     pub vcpus_max: Option<u32>,
+    /// What it is to be in Raft.
+    pub role: NodeRole,
+    /// Its identity there.
+    pub raft: RaftId,
+    /// Where other nodes reach it, as `HOST!PORT`; empty: nobody does.
+    pub address: String,
+    /// The highest format of entries that it knows.
+    pub entry_format: u8,
+    /// The version of its blixard.
+    pub release: String,
+    /// By which it says that it is there.
+    pub lease: Lease,
     /// The newest stamp of an entry it submitted.
     pub newest_stamp: HybridTime,
     /// Counts the changes of this object.
@@ -53,12 +65,23 @@ impl Node {
             memory_bytes: 0,
             cpus: 0,
             vcpus_max: None,
+            role: NodeRole::Voter,
+            raft: RaftId(id.0),
+            address: String::new(),
+            entry_format: ENTRY_FORMAT,
+            release: String::new(),
+            lease: Lease::default(),
             newest_stamp: now,
             version: 1,
             changed: now,
             changed_seq: seq,
             history: History::default(),
         }
+    }
+
+    /// Is it there, as far as anybody knows?
+    pub fn is_there(&self) -> bool {
+        self.up && !self.lease.expired
     }
 
     /// Its last events, oldest first, at most [`super::HISTORY_MAX`].
@@ -101,17 +124,7 @@ impl Work<'_> {
         self.change_node(What::Down, |node| node.up = false)
     }
 
-    fn change_node(&mut self, what: What, change: impl FnOnce(&mut Node)) -> Result<Reply, Refusal> {
-        let (id, now, seq) = (self.node, self.state.now, self.seq);
-        let Some(node) = self.state.nodes.get_mut(&id) else {
-            return Err(Refusal::not_found(format!("node {id} was not found")));
-        };
-        change(node);
-        node.version += 1;
-        (node.changed, node.changed_seq) = (now, seq);
-        node.history.push(seq, now, &what);
-        let subject = Subject::Node(id, node.name.as_str().into());
-        self.event(subject, what);
-        Ok(Reply::Done)
+    pub(super) fn change_node(&mut self, what: What, change: impl FnOnce(&mut Node)) -> Result<Reply, Refusal> {
+        self.change_node_of(self.node, what, change)
     }
 }

@@ -70,14 +70,14 @@ impl Free {
 /// ENOSPC with figures.
 pub(super) fn place(state: &State, vm: &Vm) -> Result<NodeId, Refusal> {
     if let Some(node) = vm.node.and_then(|id| state.node(id)) {
-        if !node.up {
+        if !node.is_there() {
             return Err(Refusal::no_space(format!("no capacity: node {}, where its data is, is down", node.name)));
         }
         let called = format!("node {}, where its data is,", node.name);
         return Free::of(state, node, vm).lacks(vm, &called).map_or(Ok(node.id), |why| Err(Refusal::no_space(why)));
     }
     let most_room = |fitting: bool| {
-        let up = state.nodes().filter(|node| node.up).map(|node| (Free::of(state, node, vm), node.id));
+        let up = state.nodes().filter(|node| node.is_there()).map(|node| (Free::of(state, node, vm), node.id));
         up.filter(|(free, _)| !fitting || free.lacks(vm, "").is_none())
             .max_by_key(|(free, id)| (free.bytes, Reverse(*id)))
     };

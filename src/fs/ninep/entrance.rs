@@ -11,7 +11,7 @@ use crate::clock::system_millis;
 use crate::fs::sessions::{Place, Sessions};
 use crate::fs::tree::{Credential, Tree};
 use crate::ninep::Malformed;
-use crate::ninep::holder::Holder;
+use crate::ninep::holder::{Holder, Purpose};
 use crate::ninep::tls;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -67,14 +67,20 @@ impl Entrance {
             Accepted::Tls(stream, address, acceptor) => {
                 without_delay(&stream, address);
                 match self.handshake(stream, &acceptor).await {
-                    Ok((stream, holder)) => {
-                        let peer = Peer::of_certificate(address, credential(&holder));
-                        until_expired(&holder, self.converse(stream, peer)).await;
-                    }
+                    Ok((stream, holder)) => self.certified(stream, holder, address).await,
                     Err(why) => refuse(&address.to_string(), &why),
                 }
             }
         }
+    }
+
+    /// Serves whoever has proved to hold this certificate.
+    pub async fn certified(&self, stream: impl AsyncRead + AsyncWrite + Unpin, holder: Holder, from: SocketAddr) {
+        if let Err(why) = holder.check_purpose(Purpose::User) {
+            return refuse(&from.to_string(), &why);
+        }
+        let peer = Peer::of_certificate(from, credential(&holder));
+        until_expired(&holder, self.converse(stream, peer)).await;
     }
 
     async fn handshake(

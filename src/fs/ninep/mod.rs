@@ -24,15 +24,18 @@ pub use listener::ListenError;
 
 use super::sessions::Sessions;
 use super::tree::Tree;
+use crate::ninep::holder::Holder;
 use crate::ninep::identity::{Identity, IdentityError};
 use crate::ninep::tls;
 use crate::text::Dial;
 use entrance::Entrance;
 use listener::{Accepted, Listener};
 use std::io;
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -53,9 +56,35 @@ pub struct Options {
 
 /// A 9P server that has its sockets, but takes no connections yet.
 pub struct Server {
-    tree: Arc<dyn Tree>,
     listeners: Vec<Listener>,
-    options: Options,
+    door: Door,
+}
+
+/// Where connections are served whose handshake was done elsewhere.
+#[derive(Clone)]
+pub struct Door {
+    tree: Arc<dyn Tree>,
+    entrance: Arc<Entrance>,
+    places: Arc<Semaphore>,
+}
+
+impl Door {
+    /// May the holder of a certificate come in? The error is a sentence.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn admit(&self, holder: &Holder) -> Result<(), String> {
+        self.tree.admit(&entrance::credential(holder)).map_err(|refusal| refusal.sentence)
+    }
+
+    /// Serves a connection to its end.
+    pub async fn serve(&self, stream: impl AsyncRead + AsyncWrite + Unpin, holder: Holder, from: SocketAddr) {
+        let Ok(_place) = self.places.clone().try_acquire_owned() else {
+            tracing::warn!(%from, "a connection was refused: there are {} already", limits::CONNECTIONS_MAX);
+            return;
+        };
+        self.entrance.certified(stream, holder, from).await;
+    }
 }
 
 impl Server {
@@ -71,7 +100,10 @@ impl Server {
         for dial in &options.insecure {
             listeners.push(Listener::bind_insecure(dial).await?);
         }
-        Ok(Server { tree, listeners, options })
+        let Options { guests_uids, sessions, .. } = options;
+        let entrance = Arc::new(Entrance::new(tree.clone(), guests_uids, sessions));
+        let places = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
+        Ok(Server { listeners, door: Door { tree, entrance, places } })
     }
 
     /// Where it listens, with the ports that the kernel chose.
@@ -82,10 +114,14 @@ impl Server {
         self.listeners.iter().map(Listener::dial).collect()
     }
 
+    /// For connections that come in elsewhere.
+    pub fn door(&self) -> Door {
+        self.door.clone()
+    }
+
     /// Serves until `stop`; then ends all connections and removes its sockets.
     pub async fn serve(self, stop: CancellationToken) {
-        let places = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
-        let entrance = Arc::new(Entrance::new(self.tree, self.options.guests_uids, self.options.sessions));
+        let Door { entrance, places, .. } = self.door;
         let mut acceptors = JoinSet::new();
         for listener in self.listeners {
             let acceptor = Acceptor { listener, entrance: entrance.clone(), places: places.clone() };

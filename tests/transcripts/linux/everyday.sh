@@ -20,6 +20,7 @@ $ ls -lR . > /tmp/listing && grep -c '^total' /tmp/listing
 ...
 $ find . -name state -o -name new | sort
 ./ipam/new
+./nodes/new
 ./users/new
 ...
 ./vms/new

@@ -6,25 +6,29 @@
 
 mod errors;
 mod hook;
+mod lead;
 mod mark;
+mod members;
 mod rows;
 mod salvage;
 mod snapshots;
 mod space;
 mod start;
 
+pub use members::{Addresses, Member, MemberChange, Voters};
 pub use space::DISK_RESERVE_BYTES;
 
 use super::committed::{self, Committed, WAITING_MAX};
-use super::{AppendError, BATCH_RECORDS_MAX, Log, LogError, Record, Snapshot};
+use super::forward::{Forward, Forwarded};
+use super::{AppendError, BATCH_RECORDS_MAX, Health, Log, LogError, Record, Snapshot};
 use async_trait::async_trait;
 use bytes::Bytes;
 use hiqlite::{Client, LogSync, Param};
 use hook::Hook;
 use mark::MarkFile;
 use std::path::{Path, PathBuf};
-use std::sync::Once;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 /// What to do when the store can't be believed.
@@ -66,6 +70,8 @@ pub struct OpenOptions {
     pub durability: Durability,
     /// Go on even if the log has lost what was acknowledged; the old mark is put aside.
     pub accept_loss: bool,
+    /// Nobody else has a copy: what is lost here is lost, and nobody is waited for.
+    pub alone: bool,
     /// Writes are refused while fewer bytes are free; see [`DISK_RESERVE_BYTES`].
     pub disk_reserve_bytes: u64,
     /// After so many Raft entries hiqlite copies its database, on the writer's thread; a start replays no more than these.
@@ -80,6 +86,7 @@ impl Default for OpenOptions {
         OpenOptions {
             durability: Durability::Immediate,
             accept_loss: false,
+            alone: true,
             disk_reserve_bytes: DISK_RESERVE_BYTES,
             store_snapshot_every: STORE_SNAPSHOT_EVERY,
         }
@@ -89,6 +96,15 @@ impl Default for OpenOptions {
 /// The log of one node.
 pub struct HiqliteLog {
     client: Client,
+    own: Addresses,
+    raft: u64,
+    forward: Option<Arc<dyn Forward>>,
+    /// The term in which hiqlite's client has noticed that its node leads.
+    led: AtomicU64,
+    /// Linearizable reads that were begun.
+    reads_begun: AtomicU64,
+    /// The last of them, and what came of it. Whoever reads holds it until the answer is there, and those who wait share that.
+    last_read: tokio::sync::Mutex<(u64, Result<u64, AppendError>)>,
     folder: PathBuf,
     mark: MarkFile,
     disk_reserve_bytes: u64,
@@ -105,10 +121,15 @@ impl std::fmt::Debug for HiqliteLog {
 }
 
 impl HiqliteLog {
-    /// Opens the log in `folder`, which is made if need be; `node` is this node's number (the first node of a cluster is 1).
+    /// Opens the log in `folder`, which is made if need be.
     ///
-    /// When it returns, everything that the Raft log has is in the database and can be read.
-    pub async fn open(folder: &Path, node: u64, options: OpenOptions) -> Result<(HiqliteLog, Committed), LogError> {
+    /// When it returns for a node alone, everything that the Raft log has is in the database and can be read; of a cluster, a
+    /// leader is known.
+    pub async fn open(
+        folder: &Path,
+        member: &Member,
+        options: OpenOptions,
+    ) -> Result<(HiqliteLog, Committed), LogError> {
         let folder = start::make_folder(folder)?;
         space::check(&folder, options.disk_reserve_bytes).map_err(LogError::Failed)?;
         let fresh = !folder.join("logs").exists();
@@ -116,9 +137,15 @@ impl HiqliteLog {
         let (publisher, committed) = committed::channel(WAITING_MAX);
         let hook = Hook::new(folder.join("state_machine").join("db"), publisher)
             .map_err(|error| LogError::Failed(format!("SQLite would not take the extension: {error}")))?;
-        let client = open_store(&folder, node, &options, mark.at_open().map_or(0, |(seq, _)| seq)).await?;
+        let client = open_store(&folder, member, &options, mark.at_open().map_or(0, |(seq, _)| seq)).await?;
         let log = HiqliteLog {
             client,
+            own: member.own,
+            raft: member.raft,
+            forward: member.forward.clone(),
+            led: AtomicU64::new(0),
+            reads_begun: AtomicU64::new(0),
+            last_read: tokio::sync::Mutex::new((0, Ok(0))),
             folder,
             mark,
             disk_reserve_bytes: options.disk_reserve_bytes,
@@ -127,6 +154,34 @@ impl HiqliteLog {
             _hook: hook,
         };
         Ok((log, committed))
+    }
+
+    /// The members of Raft, as this node knows them.
+    pub fn voters(&self) -> Voters {
+        members::voters(&self.client)
+    }
+
+    /// Makes a change of the membership; this node must be the leader.
+    ///
+    /// # Errors
+    /// It was not made, or it is not known; look at [`HiqliteLog::voters`].
+    pub async fn change_members(&self, change: MemberChange) -> Result<(), AppendError> {
+        let not_done = |error: LogError| AppendError::NotDone(error.to_string());
+        let (_, secret) = start::secrets(&self.folder).map_err(not_done)?;
+        members::change(self.own, &secret, change).await
+    }
+
+    /// The newest entry of Raft that is gone from this node's Raft log, and the newest that it has.
+    pub fn raft_reach(&self) -> (u64, u64) {
+        members::reach(&self.client)
+    }
+
+    /// The two secrets of the cluster's stores, for a node that joins.
+    ///
+    /// # Errors
+    /// The file can't be read.
+    pub fn secrets(&self) -> Result<(String, String), LogError> {
+        start::secrets(&self.folder)
     }
 
     fn damaged(&self, what: String) -> LogError {
@@ -145,6 +200,27 @@ impl HiqliteLog {
         space::check(&self.folder, self.disk_reserve_bytes).map_err(AppendError::Full)
     }
 
+    /// Appends to this node's own Raft, which must lead.
+    async fn append_here(&self, records: Vec<Bytes>) -> Result<(), AppendError> {
+        let mut inserts: Vec<_> = records.iter().map(rows::insert).collect();
+        let written = match (inserts.pop(), inserts.is_empty()) {
+            (None, _) => return Ok(()),
+            (Some((sql, values)), true) => rows::write(&self.client, sql, values).await,
+            (Some(last), false) => {
+                inserts.push(last);
+                rows::write_all(&self.client, inserts).await
+            }
+        };
+        match written {
+            Ok(()) => {
+                self.silent_appends.store(0, Ordering::Relaxed);
+                Ok(())
+            }
+            Err(error @ AppendError::Unknown(_)) => Err(self.diagnose(error).await),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Looks closer at an append without an answer: does Raft still run?
     async fn diagnose(&self, error: AppendError) -> AppendError {
         let silent = self.silent_appends.fetch_add(1, Ordering::Relaxed) + 1;
@@ -155,8 +231,7 @@ impl HiqliteLog {
         if let Err(fatal) = metrics.running_state {
             return AppendError::Fatal(fatal.to_string());
         }
-        let alone = metrics.membership_config.nodes().count() == 1;
-        if alone && silent >= SILENT_APPENDS_MAX {
+        if self.alone() && silent >= SILENT_APPENDS_MAX {
             return AppendError::Fatal(format!("no answer to {silent} appends in a row"));
         }
         error
@@ -165,9 +240,12 @@ impl HiqliteLog {
 
 /// Starts the store. When it does not start, or ends before the mark, and the last run's database has more, a new store is made from
 /// that: always if nothing acknowledged is missing from it, else only if loss is accepted.
-async fn open_store(folder: &Path, node: u64, options: &OpenOptions, marked: u64) -> Result<Client, LogError> {
+async fn open_store(folder: &Path, member: &Member, options: &OpenOptions, marked: u64) -> Result<Client, LogError> {
     salvage::resume(folder)?;
-    let started = start::start(folder, node, options).await;
+    let started = start::start(folder, member, options).await;
+    if !options.alone {
+        return started;
+    }
     let reach = match &started {
         Ok(client) => reach(client).await.unwrap_or(0),
         Err(_) => 0,
@@ -188,7 +266,7 @@ async fn open_store(folder: &Path, node: u64, options: &OpenOptions, marked: u64
     let aside = salvage::set_aside(folder)?;
     tracing::warn!(reach, marked, found = salvage.reach(), damaged = %aside.display(),
         "the store is damaged: a new one is made from the last run's database");
-    let client = start::start(folder, node, options).await?;
+    let client = start::start(folder, member, options).await?;
     salvage.write(&client).await?;
     salvage::finish(&aside)?;
     Ok(client)
@@ -238,23 +316,8 @@ impl Log for HiqliteLog {
 
     async fn append(&self, records: Vec<Bytes>) -> Result<(), AppendError> {
         self.check_space()?;
-        let mut inserts: Vec<_> = records.iter().map(rows::insert).collect();
-        let written = match (inserts.pop(), inserts.is_empty()) {
-            (None, _) => return Ok(()),
-            (Some((sql, values)), true) => rows::write(&self.client, sql, values).await,
-            (Some(last), false) => {
-                inserts.push(last);
-                rows::write_all(&self.client, inserts).await
-            }
-        };
-        match written {
-            Ok(()) => {
-                self.silent_appends.store(0, Ordering::Relaxed);
-                Ok(())
-            }
-            Err(error @ AppendError::Unknown(_)) => Err(self.diagnose(error).await),
-            Err(error) => Err(error),
-        }
+        let records = records.iter().map(|bytes| bytes.to_vec()).collect();
+        self.ask_leader(Forwarded::Append(records)).await.map(drop)
     }
 
     async fn read(&self, after: u64, max: usize) -> Result<Vec<Record>, LogError> {
@@ -294,7 +357,22 @@ impl Log for HiqliteLog {
         self.mark.at_open()
     }
 
+    async fn newest(&self) -> Result<u64, AppendError> {
+        self.newest_shared().await
+    }
+
+    fn health(&self) -> Health {
+        members::health(&self.client)
+    }
+
+    fn alone(&self) -> bool {
+        members::are_one(&self.client)
+    }
+
     async fn close(&self) {
-        end(&self.client).await;
+        // hiqlite's own end of a member lasts ten seconds and leaves nothing better than the end of the process does.
+        if self.alone() {
+            end(&self.client).await;
+        }
     }
 }

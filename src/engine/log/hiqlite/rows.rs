@@ -118,6 +118,46 @@ pub(super) async fn oldest(client: &Client) -> Result<Option<i64>, LogError> {
     }
 }
 
+/// The number of the newest record that was ever appended, as the leader has it once it has made sure that it leads.
+pub(super) async fn newest(client: &Client) -> Result<u64, AppendError> {
+    // What AUTOINCREMENT has given last: records may have been cut.
+    let sql = "SELECT coalesce(max(seq), 0) AS newest FROM sqlite_sequence WHERE name = 'log'";
+    let asked = tokio::time::timeout(WRITE_WITHIN, client.query_consistent(sql, vec![]));
+    let mut rows = match asked.await {
+        Ok(rows) => rows.map_err(|error| errors::of_write(&error))?,
+        Err(_elapsed) => return Err(AppendError::NotDone("no majority of the cluster has answered".to_owned())),
+    };
+    let newest: i64 = match rows.first_mut() {
+        Some(row) => row.try_get("newest").map_err(|error| AppendError::NotDone(error.to_string()))?,
+        None => 0,
+    };
+    u64::try_from(newest).map_err(|error| AppendError::NotDone(error.to_string()))
+}
+
+/// The same by a write that changes nothing: whoever commits it leads, and has everything before it.
+pub(super) async fn newest_by_write(client: &Client) -> Result<u64, AppendError> {
+    write(client, "DELETE FROM log WHERE seq < $1", vec![Param::Integer(0)]).await?;
+    let sql = "SELECT coalesce(max(seq), 0) AS newest FROM sqlite_sequence WHERE name = 'log'";
+    let not_done = |why: String| AppendError::NotDone(why);
+    let mut rows = query(client, sql, vec![]).await.map_err(|error| not_done(error.to_string()))?;
+    let newest: i64 = match rows.first_mut() {
+        Some(row) => row.try_get("newest").map_err(|error| not_done(error.to_string()))?,
+        None => 0,
+    };
+    u64::try_from(newest).map_err(|error| not_done(error.to_string()))
+}
+
+/// Is the log's table there already?
+pub(super) async fn is_prepared(client: &Client) -> Result<bool, LogError> {
+    let sql = "SELECT count(*) AS tables FROM sqlite_master WHERE name IN ('log', 'snapshot', 'snapshot_part')";
+    let mut rows = query(client, sql, vec![]).await?;
+    let tables: i64 = match rows.first_mut() {
+        Some(row) => row.try_get("tables").map_err(|error| errors::of_read(&error))?,
+        None => 0,
+    };
+    Ok(tables == 3)
+}
+
 /// A snapshot's row.
 pub(super) struct SnapshotRow {
     pub(super) seq: i64,

@@ -4,10 +4,10 @@ use crate::engine::log::LogError;
 use hiqlite::{Client, Node, NodeConfig};
 use std::fs::OpenOptions;
 use std::io::Write;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
+use tokio_util::task::AbortOnDropHandle;
 
 /// The size of a file of the write-ahead log in bytes. An entry must fit into one: eight of our largest appends do.
 pub(super) const WAL_FILE_BYTES: u32 = 16 * 1024 * 1024;
@@ -16,29 +16,48 @@ pub(super) const WAL_FILE_BYTES: u32 = 16 * 1024 * 1024;
 const RAFT_LOG_KEEP: u64 = 100_000;
 /// Heartbeat and election, in milliseconds: a dead leader is replaced in 1.2–2.2 s instead of hiqlite's 10–15 s.
 const HEARTBEAT_MS: u64 = 100;
-const ELECTION_MS: (u64, u64) = (300, 600);
-/// How long the start may take, the replay of the Raft log since hiqlite's last snapshot and an election included.
+pub(super) const ELECTION_MS: (u64, u64) = (300, 600);
+/// How long the start of a node alone may take, the replay of the Raft log since hiqlite's last snapshot and an election included.
 const START_WITHIN: Duration = Duration::from_secs(60);
+/// How often a member that waits for the others says so.
+const STILL_WAITING: Duration = Duration::from_secs(10);
 /// Length of the two secrets before they are written in hexadecimal.
 const SECRET_BYTES: usize = 32;
 
-/// Starts the node over `folder` and returns its client.
-pub(super) async fn start(folder: &Path, node: u64, options: &super::OpenOptions) -> Result<Client, LogError> {
+/// Starts the node over `folder` and returns its client. Of a cluster it waits for a leader, however long that takes.
+pub(super) async fn start(
+    folder: &Path,
+    member: &super::Member,
+    options: &super::OpenOptions,
+) -> Result<Client, LogError> {
     super::salvage::put_by(folder)?;
     rebuild_database(folder)?;
-    let config = config(folder, node, options)?;
+    let config = config(folder, member, options)?;
     // hiqlite panics at some mistakes: in a task of its own that is an error like any other.
-    let starting = tokio::spawn(hiqlite::start_node(config));
-    match tokio::time::timeout(START_WITHIN, starting).await {
-        Ok(Ok(Ok(client))) => prepare(folder, client).await,
-        Ok(Ok(Err(error))) => Err(cannot_start(folder, &error.to_string())),
-        Ok(Err(panic)) => Err(cannot_start(folder, &panic_message(panic))),
-        Err(_elapsed) => Err(cannot_start(folder, &format!("no answer within {} s", START_WITHIN.as_secs()))),
+    let mut starting = AbortOnDropHandle::new(tokio::spawn(hiqlite::start_node(config)));
+    let mut waited = Duration::ZERO;
+    loop {
+        match tokio::time::timeout(STILL_WAITING, &mut starting).await {
+            Ok(Ok(Ok(client))) => return prepare(folder, client).await,
+            Ok(Ok(Err(error))) => return Err(cannot_start(folder, &error.to_string())),
+            Ok(Err(panic)) => return Err(cannot_start(folder, &panic_message(panic))),
+            Err(_elapsed) => waited += STILL_WAITING,
+        }
+        if options.alone && waited >= START_WITHIN {
+            return Err(cannot_start(folder, &format!("no answer within {} s", waited.as_secs())));
+        }
+        tracing::warn!(
+            waited_s = waited.as_secs(),
+            "waiting for the others: without a majority of the voters there is no leader"
+        );
     }
 }
 
-/// The tables. The first write is a barrier as well: it is applied after all that the Raft log had.
+/// The tables, if they are not there. The first write is a barrier as well: it is applied after all that the Raft log had.
 async fn prepare(folder: &Path, client: Client) -> Result<Client, LogError> {
+    if super::rows::is_prepared(&client).await? {
+        return Ok(client);
+    }
     let schema = super::rows::schema() + super::snapshots::SCHEMA;
     match super::rows::batch(&client, schema).await {
         Ok(()) => Ok(client),
@@ -64,7 +83,7 @@ fn panic_message(error: tokio::task::JoinError) -> String {
     }
 }
 
-fn config(folder: &Path, node: u64, options: &super::OpenOptions) -> Result<NodeConfig, LogError> {
+fn config(folder: &Path, member: &super::Member, options: &super::OpenOptions) -> Result<NodeConfig, LogError> {
     let mut raft = NodeConfig::default_raft_config(options.store_snapshot_every);
     raft.max_in_snapshot_log_to_keep = RAFT_LOG_KEEP;
     raft.heartbeat_interval = HEARTBEAT_MS;
@@ -73,13 +92,20 @@ fn config(folder: &Path, node: u64, options: &super::OpenOptions) -> Result<Node
     let data_dir = folder.to_str().ok_or_else(|| {
         LogError::Failed(format!("the data folder's path is invalid: {} is not UTF-8", folder.display()))
     })?;
+    // A store that is in the cluster already asks nobody: who the others are stands in its own log.
+    let fresh = !folder.join("logs").exists();
+    let others = member.others.iter().filter(|_| fresh);
+    let own = (member.raft, member.own);
+    let nodes = std::iter::once(&own).chain(others).map(|(id, at)| Node {
+        id: *id,
+        addr_raft: at.raft.to_string(),
+        addr_api: at.api.to_string(),
+    });
     Ok(NodeConfig {
-        node_id: node,
-        // Port 0: the kernel chooses a free one, and of a node alone nobody needs to know it. Except for hiqlite's own client,
-        // which connects to the API and would try port 0 again every few seconds.
-        nodes: vec![Node { id: node, addr_raft: "127.0.0.1:0".to_owned(), addr_api: reserved_address()? }],
-        listen_addr_api: "127.0.0.1".into(),
-        listen_addr_raft: "127.0.0.1".into(),
+        node_id: member.raft,
+        nodes: nodes.collect(),
+        listen_addr_api: member.own.api.ip().to_string().into(),
+        listen_addr_raft: member.own.raft.ip().to_string().into(),
         data_dir: data_dir.to_owned().into(),
         wal_sync: options.durability.into(),
         wal_size: WAL_FILE_BYTES,
@@ -87,23 +113,10 @@ fn config(folder: &Path, node: u64, options: &super::OpenOptions) -> Result<Node
         secret_api,
         health_check_delay: Duration::ZERO,
         raft_config: raft,
+        // Who votes is the leader's to say, by what the state wants.
+        learner_only: true,
         ..NodeConfig::default()
     })
-}
-
-/// A loopback address whose port is kept for us for a minute. A connection that was just closed does that (TIME_WAIT): whoever asks
-/// for any free port gets another one, while hiqlite, which asks for this one with SO_REUSEADDR as Rust's listeners do, gets it.
-fn reserved_address() -> Result<String, LogError> {
-    let reserve = || {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        let address = listener.local_addr()?;
-        let client = TcpStream::connect(address)?;
-        // The side that closes first is the one that waits.
-        drop(listener.accept()?);
-        drop(client);
-        Ok(address.to_string())
-    };
-    reserve().map_err(|error: std::io::Error| LogError::Failed(format!("no port on 127.0.0.1: {error}")))
 }
 
 /// Makes hiqlite build its database anew from its snapshot and the Raft log, as after a crash, at every start.
@@ -120,8 +133,8 @@ fn rebuild_database(folder: &Path) -> Result<(), LogError> {
     made.map(drop).map_err(|error| LogError::Failed(format!("{}: {error}", marker.display())))
 }
 
-/// The two secrets that hiqlite's ports ask for: made at the first start, readable by nobody else.
-fn secrets(folder: &Path) -> Result<(String, String), LogError> {
+/// The two secrets that hiqlite's ports ask for, the same on all nodes: made at the first start of a cluster, readable by nobody else.
+pub(super) fn secrets(folder: &Path) -> Result<(String, String), LogError> {
     let path = folder.join("secret");
     let failed = |error: std::io::Error| LogError::Failed(format!("{}: {error}", path.display()));
     if !path.exists() {
@@ -160,20 +173,4 @@ pub(super) fn make_folder(folder: &Path) -> Result<std::path::PathBuf, LogError>
         .create(folder)
         .and_then(|()| folder.canonicalize())
         .map_err(|error| LogError::Failed(format!("{}: {error}", folder.display())))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::collections::BTreeSet;
-
-    #[test]
-    fn a_reserved_address_is_nobody_elses_and_can_be_taken() {
-        let reserved: BTreeSet<String> = (0..50).map(|_| reserved_address().unwrap()).collect();
-        assert_eq!(reserved.len(), 50, "none is given twice");
-        let others: Vec<TcpListener> = (0..500).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        assert!(others.iter().all(|other| !reserved.contains(&other.local_addr().unwrap().to_string())));
-        let taken: Vec<TcpListener> = reserved.iter().map(|address| TcpListener::bind(address).unwrap()).collect();
-        assert_eq!(taken.len(), 50);
-    }
 }

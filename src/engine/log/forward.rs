@@ -1,0 +1,67 @@
+//! What a member that does not lead asks of the one that does, and how it gets there: whoever opens the log knows a way.
+
+use super::AppendError;
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+/// The longest question in bytes: an append of the largest size, and what its encoding adds.
+pub const FORWARDED_BYTES_MAX: u32 = 4 * 1024 * 1024;
+
+/// What is asked of the leader.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Forwarded {
+    /// Append these records as one commit.
+    Append(Vec<Vec<u8>>),
+    /// The number of the newest committed record, once the leader has made sure that it leads.
+    Newest,
+}
+
+/// What the leader answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answered {
+    /// They are committed.
+    Appended,
+    /// The number.
+    Newest(u64),
+    /// See [`AppendError::NotDone`]; also of a node that does not lead.
+    NotDone(String),
+    /// See [`AppendError::Full`].
+    Full(String),
+    /// See [`AppendError::Unknown`].
+    Unknown(String),
+}
+
+impl Answered {
+    /// The answer as the asker's own log would have given it.
+    ///
+    /// # Errors
+    /// What the leader has answered.
+    pub(super) fn into_result(self) -> Result<u64, AppendError> {
+        match self {
+            Answered::Appended => Ok(0),
+            Answered::Newest(newest) => Ok(newest),
+            Answered::NotDone(why) => Err(AppendError::NotDone(why)),
+            Answered::Full(why) => Err(AppendError::Full(why)),
+            Answered::Unknown(why) => Err(AppendError::Unknown(why)),
+        }
+    }
+}
+
+impl From<AppendError> for Answered {
+    fn from(error: AppendError) -> Answered {
+        match error {
+            AppendError::NotDone(why) => Answered::NotDone(why),
+            AppendError::Full(why) => Answered::Full(why),
+            // That the leader's log can't go on is its own end, and not the asker's.
+            AppendError::Unknown(why) | AppendError::Fatal(why) => Answered::Unknown(why),
+        }
+    }
+}
+
+/// The way to the member that leads.
+#[async_trait]
+pub trait Forward: Send + Sync + 'static {
+    /// Asks the member with this identity in Raft. An answer that did not come is [`AppendError::Unknown`]; a question that was not
+    /// sent is [`AppendError::NotDone`].
+    async fn forward(&self, leader: u64, question: &Forwarded) -> Result<Answered, AppendError>;
+}

@@ -1,0 +1,88 @@
+//! To whom an append goes: to this node's own Raft if it leads, else to the node that does.
+//!
+//! hiqlite would carry it there as well, over a connection that it gives up after a second when the leader has died, and after half a
+//! minute when the leader is cut off. Ours is the appender's own, and is asked anew as soon as Raft has another leader.
+
+use super::{HiqliteLog, members, rows};
+use crate::engine::log::forward::{Answered, Forwarded};
+use crate::engine::log::{AppendError, Role};
+use bytes::Bytes;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long it is waited for a leader before an append is refused: some elections.
+const LEADER_WITHIN: Duration = Duration::from_secs(5);
+/// The pause between two looks for one: Raft's figures can be looked at, not waited for.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(20);
+/// How long the quick way to a linearizable read may take before the sure one is taken.
+const QUICK_WITHIN: Duration = Duration::from_millis(300);
+/// How long hiqlite's client may take to notice that its own node leads.
+const NOTICE_WITHIN: Duration = Duration::from_secs(1);
+
+impl HiqliteLog {
+    /// Asks whoever leads, as often as it takes to find one that does.
+    pub(super) async fn ask_leader(&self, question: Forwarded) -> Result<u64, AppendError> {
+        let deadline = Instant::now() + LEADER_WITHIN;
+        loop {
+            let answer = match members::health(&self.client).leader {
+                Some(leader) if leader == self.raft => self.answer(&question).await,
+                Some(leader) => match &self.forward {
+                    Some(forward) => forward.forward(leader, &question).await,
+                    None => Err(AppendError::NotDone("there is no way to the node that leads".to_owned())),
+                },
+                None => Err(AppendError::NotDone("no quorum: there is no leader".to_owned())),
+            };
+            match answer.and_then(Answered::into_result) {
+                Err(AppendError::NotDone(_)) if Instant::now() < deadline => {
+                    tokio::time::sleep(LOOK_AGAIN_AFTER).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// Does it, if this node leads.
+    async fn answer(&self, question: &Forwarded) -> Result<Answered, AppendError> {
+        let health = members::health(&self.client);
+        if health.role != Role::Leader {
+            return Ok(Answered::NotDone("this node does not lead".to_owned()));
+        }
+        if self.led.swap(health.term, Ordering::SeqCst) != health.term {
+            // hiqlite's client remembers who led; this is what makes it look.
+            let noticed = self.client.wait_for_cluster_sync_timeout(NOTICE_WITHIN).await;
+            noticed.map_err(|error| AppendError::NotDone(error.to_string()))?;
+        }
+        match question {
+            Forwarded::Append(records) => {
+                self.append_here(records.iter().map(|bytes| Bytes::copy_from_slice(bytes)).collect()).await?;
+                Ok(Answered::Appended)
+            }
+            Forwarded::Newest => match tokio::time::timeout(QUICK_WITHIN, rows::newest(&self.client)).await {
+                Ok(Ok(newest)) => Ok(Answered::Newest(newest)),
+                // Its connection to its own port is not there yet: a write that changes nothing is a barrier as well.
+                _ => Ok(Answered::Newest(rows::newest_by_write(&self.client).await?)),
+            },
+        }
+    }
+
+    /// Answers another member.
+    pub async fn take(&self, question: &Forwarded) -> Answered {
+        self.answer(question).await.unwrap_or_else(Answered::from)
+    }
+
+    /// One question for all who come while one is on its way: theirs must begin after they came.
+    pub(super) async fn newest_shared(&self) -> Result<u64, AppendError> {
+        let came = self.reads_begun.load(Ordering::SeqCst);
+        let mut last = self.last_read.lock().await;
+        if let (number, Ok(newest)) = &*last
+            && *number > came
+        {
+            return Ok(*newest);
+        }
+        let number = self.reads_begun.fetch_add(1, Ordering::SeqCst) + 1;
+        let read = self.ask_leader(Forwarded::Newest).await;
+        *last = (number, read.clone());
+        read
+    }
+}

@@ -1,0 +1,368 @@
+//! Who belongs to the cluster: invitations, machines that join, who votes, leases, and how a node goes.
+//!
+//! What is decided here is what is wanted of Raft; its leader makes it so. A node's identity in Raft is given once: whoever has
+//! lost its store gets another, because the old one may have voted for what the new store has not.
+
+use super::apply::Work;
+use super::words::words;
+use super::{
+    About, Conditions, ENTRY_FORMAT, ENTRY_FORMAT_MIN, Kind, Node, NodeId, Operation, Reply, State, Subject, What,
+};
+use crate::text::attrs::shown;
+use crate::text::{Refusal, name};
+use serde::{Deserialize, Serialize};
+
+/// Invitations that are open at a time: more machines than anybody starts in an hour.
+pub const INVITES_MAX: usize = 64;
+/// How long an invitation may be open, in milliseconds: a week.
+pub const INVITE_MS_MAX: u64 = 7 * 24 * 3_600_000;
+/// Voters at most: with seven a cluster survives three failures, and each further one makes every commit slower.
+pub const VOTERS_MAX: usize = 7;
+/// Nodes at most.
+pub const NODES_MAX: usize = 1_024;
+/// The longest address, in bytes: a DNS name (RFC 1035) and a port.
+pub const ADDRESS_BYTES_MAX: usize = 262;
+/// The longest release, in bytes.
+pub const RELEASE_BYTES_MAX: usize = 64;
+
+words!(
+    /// What a node is to be in Raft.
+    #[derive(Default)]
+    NodeRole: "role" {
+        /// It votes: it has the log, and is part of every majority.
+        #[default]
+        Voter = "voter",
+        /// It has the log, and no vote.
+        Learner = "learner",
+    }
+);
+
+/// An identity in Raft: given by the cluster from 1 up, never used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RaftId(pub u64);
+
+/// By which a node says that it is there.
+///
+/// A lease is a length and a counter, and no time of day: its holder counts the length from before it submitted the renewal, and
+/// whoever has waited longer than that since it applied the renewal may say that it is over, if the counter is still the same.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// Counts the renewals; 0: it never had one.
+    pub counter: u64,
+    /// How long it lasts, in milliseconds.
+    pub length_ms: u64,
+    /// Somebody has waited for longer than it lasts.
+    pub expired: bool,
+}
+
+/// A machine may join with it, once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Invite {
+    /// SHA-256 of the secret in its token.
+    pub secret_sha256: [u8; 32],
+    /// What the machine is to be.
+    pub role: NodeRole,
+    /// Until when, in milliseconds of the cluster's time.
+    pub expires_ms: u64,
+}
+
+/// What can be done to a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NodeVerb {
+    /// A learner is to vote.
+    Promote,
+    /// A voter is to have the log alone.
+    Demote,
+    /// It is no member any more.
+    Remove,
+}
+
+/// Who joins, and with what.
+pub(super) struct Joining<'c> {
+    pub(super) secret_sha256: &'c [u8; 32],
+    pub(super) name: &'c str,
+    pub(super) address: &'c str,
+    pub(super) entry_format: u8,
+    pub(super) release: &'c str,
+}
+
+impl State {
+    /// The highest format of entries that every node knows: a newer one must wait until the last node is upgraded.
+    pub fn entry_format(&self) -> u8 {
+        self.nodes.values().map(|node| node.entry_format).min().unwrap_or(ENTRY_FORMAT)
+    }
+
+    /// The nodes that are to vote.
+    pub fn voters(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.values().filter(|node| node.role == NodeRole::Voter)
+    }
+
+    /// The node that has this identity in Raft.
+    pub fn node_of_raft(&self, raft: RaftId) -> Option<&Node> {
+        self.nodes.values().find(|node| node.raft == raft)
+    }
+}
+
+impl Work<'_> {
+    pub(super) fn invite_new(
+        &mut self,
+        secret_sha256: [u8; 32],
+        role: NodeRole,
+        expires_ms: u64,
+    ) -> Result<Reply, Refusal> {
+        self.allowed(About::Cluster, Operation::Administer, "nodes/new")?;
+        let now_ms = self.state.now.millis();
+        if expires_ms <= now_ms || expires_ms > now_ms.saturating_add(INVITE_MS_MAX) {
+            return Err(Refusal::invalid(
+                "invalid expires=: an invitation is open for at least a moment and at most a week",
+            ));
+        }
+        let open = |invite: &Invite| invite.expires_ms > now_ms;
+        self.state.invites =
+            self.state.invites.iter().filter(|(_, i)| open(i)).map(|(id, i)| (*id, i.clone())).collect();
+        if self.state.invites.len() >= INVITES_MAX {
+            return Err(Refusal::no_space(format!(
+                "no capacity: {INVITES_MAX} invitations are open, which is the most; wait until they are used or expire"
+            )));
+        }
+        let id = self.state.last_invite + 1;
+        self.state.last_invite = id;
+        self.state.invites.insert(id, Invite { secret_sha256, role, expires_ms });
+        Ok(Reply::Created(id))
+    }
+
+    pub(super) fn node_join(&mut self, joining: &Joining<'_>) -> Result<Reply, Refusal> {
+        name::check(joining.name)?;
+        check_address(joining.address)?;
+        check_format(joining.name, joining.entry_format, self.state.entry_format())?;
+        check_release(joining.release)?;
+        let now_ms = self.state.now.millis();
+        let found = self.state.invites.iter().find(|(_, invite)| invite.secret_sha256 == *joining.secret_sha256);
+        let Some((id, invite)) = found.map(|(id, invite)| (*id, invite.clone())) else {
+            return Err(Refusal::denied(
+                "no permission: this token is not known here: it was used before, has expired, or is another cluster's; \
+                 'blixard cluster invite' makes a new one",
+            ));
+        };
+        if invite.expires_ms <= now_ms {
+            return Err(Refusal::denied(
+                "no permission: this token has expired; 'blixard cluster invite' makes a new one",
+            ));
+        }
+        if let Some(node) = self.state.node_named(joining.name) {
+            return Err(Refusal::exists(format!(
+                "node '{}' exists already, as number {}: join under another --name, or remove that one first if it is gone for \
+                 good; the token is still good",
+                node.name, node.id
+            )));
+        }
+        if self.state.nodes.len() >= NODES_MAX {
+            return Err(Refusal::no_space(format!("no capacity: {NODES_MAX} nodes are the most")));
+        }
+        if invite.role == NodeRole::Voter && self.state.voters().count() >= VOTERS_MAX {
+            return Err(too_many_voters());
+        }
+        self.state.invites.remove(&id);
+        let (now, seq) = (self.state.now, self.seq);
+        let (node_id, raft) = (NodeId(self.state.last_node + 1), RaftId(self.state.last_raft + 1));
+        (self.state.last_node, self.state.last_raft) = (node_id.0, raft.0);
+        let node = Node {
+            role: invite.role,
+            raft,
+            address: joining.address.to_owned(),
+            entry_format: joining.entry_format,
+            release: joining.release.to_owned(),
+            ..Node::new(node_id, joining.name, now, seq)
+        };
+        self.state.nodes.insert(node_id, node);
+        // It has submitted nothing, and what it submits begins with its first start.
+        self.state.submitters.insert(node_id, (0, 0));
+        self.event(Subject::Node(node_id, joining.name.into()), What::Created);
+        Ok(Reply::Created(node_id.0))
+    }
+
+    pub(super) fn node_raft_new(&mut self, id: NodeId, was: RaftId) -> Result<Reply, Refusal> {
+        let raft = RaftId(self.state.last_raft + 1);
+        let node = self.node_there(id)?;
+        if node.raft != was {
+            return Ok(Reply::Created(node.raft.0));
+        }
+        self.state.last_raft = raft.0;
+        self.change_node_of(id, What::NewStore, |node| node.raft = raft)?;
+        Ok(Reply::Created(raft.0))
+    }
+
+    pub(super) fn node_reach(&mut self, address: &str, entry_format: u8, release: &str) -> Result<Reply, Refusal> {
+        if !address.is_empty() {
+            check_address(address)?;
+        }
+        check_release(release)?;
+        let node = self.node_there(self.node)?;
+        if (node.address.as_str(), node.entry_format, node.release.as_str()) == (address, entry_format, release) {
+            return Ok(Reply::Unchanged);
+        }
+        let others = self.state.nodes.values().filter(|node| node.id != self.node).map(|node| node.entry_format).min();
+        check_format(&node.name, entry_format, others.unwrap_or(entry_format))?;
+        self.change_node(What::Set, |node| {
+            address.clone_into(&mut node.address);
+            node.entry_format = entry_format;
+            release.clone_into(&mut node.release);
+        })
+    }
+
+    pub(super) fn node_verb(&mut self, id: NodeId, verb: NodeVerb, conditions: &Conditions) -> Result<Reply, Refusal> {
+        let node = self.node_there(id)?;
+        self.allowed(About::Cluster, Operation::Administer, &format!("nodes/{}", node.name))?;
+        if let Some(wanted) = conditions.version.filter(|version| *version != node.version) {
+            return Err(Refusal::stale(format!(
+                "version={wanted} did not match: node '{}' has version {} by now",
+                node.name, node.version
+            )));
+        }
+        match verb {
+            NodeVerb::Promote if node.role == NodeRole::Voter => Ok(Reply::Unchanged),
+            NodeVerb::Promote if self.state.voters().count() >= VOTERS_MAX => Err(too_many_voters()),
+            NodeVerb::Promote => self.change_node_of(id, What::Set, |node| node.role = NodeRole::Voter),
+            NodeVerb::Demote if node.role == NodeRole::Learner => Ok(Reply::Unchanged),
+            NodeVerb::Demote => {
+                self.check_majority_without(&node)?;
+                self.change_node_of(id, What::Set, |node| node.role = NodeRole::Learner)
+            }
+            NodeVerb::Remove => self.node_remove(&node),
+        }
+    }
+
+    fn node_remove(&mut self, node: &Node) -> Result<Reply, Refusal> {
+        self.check_majority_without(node)?;
+        let placed: Vec<String> =
+            self.state.vms.values().filter(|vm| vm.node == Some(node.id)).map(|vm| vm.id.to_string()).take(9).collect();
+        if !placed.is_empty() {
+            return Err(Refusal::busy(format!(
+                "node '{}' is busy: vms {} are there, and what they have written; delete them first",
+                node.name,
+                placed.join(" ")
+            )));
+        }
+        self.state.nodes.remove(&node.id);
+        self.state.submitters.remove(&node.id);
+        self.state.promised.remove(&node.id);
+        self.event(Subject::Node(node.id, node.name.as_str().into()), What::Removed);
+        Ok(Reply::Done)
+    }
+
+    /// The others must be able to go on: a majority of the voters that remain has to be there.
+    fn check_majority_without(&self, node: &Node) -> Result<(), Refusal> {
+        if node.role != NodeRole::Voter {
+            return Ok(());
+        }
+        let others: Vec<&Node> = self.state.voters().filter(|other| other.id != node.id).collect();
+        let there = others.iter().filter(|other| other.is_there()).count();
+        if others.is_empty() {
+            return Err(Refusal::busy(format!(
+                "node '{}' is busy being the last voter: let another one in first",
+                node.name
+            )));
+        }
+        if 2 * there <= others.len() {
+            let missing: Vec<&str> = others.iter().filter(|o| !o.is_there()).map(|o| o.name.as_str()).collect();
+            return Err(Refusal::busy(format!(
+                "node '{}' is busy: without it {there} of {} voters would be there, which is no majority; bring back, or remove, {}",
+                node.name,
+                others.len(),
+                missing.join(", ")
+            )));
+        }
+        Ok(())
+    }
+
+    pub(super) fn lease_renew(&mut self, counter: u64, length_ms: u64) -> Result<Reply, Refusal> {
+        let node = self.node_there(self.node)?;
+        if counter != node.lease.counter + 1 {
+            return Err(Refusal::stale(format!(
+                "the lease of node '{}' was renewed {} times, and this would be number {counter}",
+                node.name, node.lease.counter
+            )));
+        }
+        let lease = Lease { counter, length_ms, expired: false };
+        if node.lease.expired {
+            return self.change_node(What::Back, |node| (node.lease, node.up) = (lease, true));
+        }
+        // Not a change that anybody has to hear of: there are many each second.
+        if let Some(node) = self.state.nodes.get_mut(&self.node) {
+            node.lease = lease;
+        }
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn lease_expire(&mut self, id: NodeId, counter: u64) -> Result<Reply, Refusal> {
+        let node = self.node_there(id)?;
+        if node.lease.counter != counter || node.lease.expired || counter == 0 {
+            return Ok(Reply::Unchanged);
+        }
+        self.change_node_of(id, What::Lost, |node| (node.lease.expired, node.up) = (true, false))
+    }
+
+    fn node_there(&self, id: NodeId) -> Result<Node, Refusal> {
+        let gone = || Refusal::not_found(format!("node {id} was not found: it has been removed, or never was"));
+        self.state.nodes.get(&id).cloned().ok_or_else(gone)
+    }
+
+    pub(super) fn change_node_of(
+        &mut self,
+        id: NodeId,
+        what: What,
+        change: impl FnOnce(&mut Node),
+    ) -> Result<Reply, Refusal> {
+        let (now, seq) = (self.state.now, self.seq);
+        let Some(node) = self.state.nodes.get_mut(&id) else {
+            return Err(Refusal::not_found(format!("node {id} was not found")));
+        };
+        change(node);
+        node.version += 1;
+        (node.changed, node.changed_seq) = (now, seq);
+        node.history.push(seq, now, &what);
+        let subject = Subject::Node(id, node.name.as_str().into());
+        self.event(subject, what);
+        self.touch(Kind::Node);
+        Ok(Reply::Done)
+    }
+}
+
+fn too_many_voters() -> Refusal {
+    Refusal::no_space(format!(
+        "no capacity: {VOTERS_MAX} voters are the most; demote one first, or let it in as a learner"
+    ))
+}
+
+fn check_address(address: &str) -> Result<(), Refusal> {
+    let legal = address.len() <= ADDRESS_BYTES_MAX
+        && address.split_once('!').is_some_and(|(host, port)| {
+            !host.is_empty() && !host.contains([' ', '*', '!']) && port.parse::<u16>().is_ok_and(|port| port != 0)
+        });
+    if legal {
+        return Ok(());
+    }
+    Err(Refusal::invalid(format!("invalid address '{}': it is HOST!PORT, as alpha!5640", shown(address))))
+}
+
+fn check_release(release: &str) -> Result<(), Refusal> {
+    if release.len() <= RELEASE_BYTES_MAX {
+        return Ok(());
+    }
+    Err(Refusal::invalid(format!("invalid release: it has at most {RELEASE_BYTES_MAX} bytes")))
+}
+
+/// Can a node that knows formats up to this one be among those that write `spoken`?
+fn check_format(called: &str, known: u8, spoken: u8) -> Result<(), Refusal> {
+    if known < spoken {
+        return Err(Refusal::invalid(format!(
+            "invalid version: node '{called}' knows entries up to format {known}, and this cluster writes format {spoken}: upgrade \
+             its blixard first"
+        )));
+    }
+    if known < ENTRY_FORMAT_MIN {
+        return Err(Refusal::invalid(format!("invalid version: the oldest format of entries is {ENTRY_FORMAT_MIN}")));
+    }
+    Ok(())
+}

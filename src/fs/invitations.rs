@@ -1,0 +1,73 @@
+//! `/nodes/new`: an invitation is written, the token is read back on the same open. The token is nowhere else: the cluster keeps the
+//! hash of its secret alone.
+
+use super::handles::{Open, set_answer, slice, submit};
+use super::table::Asked;
+use super::tree::{Answer, Handle, OpenMode};
+use super::verbs::Attributes;
+use crate::engine::state::{Command, NodeRole};
+use crate::text::{Refusal, attrs, duration};
+use bytes::Bytes;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// How long an invitation is open unless it is said, in milliseconds.
+const OPEN_MS: u64 = 3_600_000;
+
+const USAGE: &str = "# Write attr=value here, for one machine; read the token back on the same open file, and start that machine with\n\
+     #     blixard serve --join TOKEN --advertise HOST\n\
+     # role=voter   voter (has the log, and a vote) or learner (has the log); three or five voters are usual\n\
+     # expires=1h   how long the token is good, at most 168h; it works once\n";
+
+struct Invitation {
+    open: Open,
+    answer: Arc<Mutex<(Option<Bytes>, usize)>>,
+}
+
+/// Opens it.
+pub(super) fn open(asked: &Asked<'_>, _how: OpenMode) -> Result<Arc<dyn Handle>, Refusal> {
+    Ok(Arc::new(Invitation { open: Open::of(asked), answer: Arc::default() }))
+}
+
+impl Invitation {
+    /// The command, and the token that goes with it.
+    fn made(&self, data: &[u8]) -> Result<(usize, Command, String), Refusal> {
+        let lines = attrs::parse_lines(data)?;
+        let [line] = lines.as_slice() else {
+            return Err(Refusal::invalid(
+                "invalid text: one line is one invitation; reading this file shows what it takes",
+            ));
+        };
+        let attributes = Attributes::new(&line.attrs, &["role", "expires"], "nodes/new")?;
+        let role = attributes.parsed("role", str::parse::<NodeRole>)?.unwrap_or_default();
+        let open_ms = attributes.parsed("expires", duration::parse)?.unwrap_or(OPEN_MS);
+        let (token, secret_sha256) = self.open.server.host().invite()?;
+        let expires_ms = self.open.server.state().now().millis().saturating_add(open_ms);
+        Ok((line.number, Command::InviteNew { secret_sha256, role, expires_ms }, token))
+    }
+}
+
+impl Handle for Invitation {
+    fn read(&self, _offset: u64, count: usize) -> Answer<Bytes> {
+        let mut answer = self.answer.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = answer.0.clone().unwrap_or(Bytes::from_static(USAGE.as_bytes()));
+        let part = slice(&text, answer.1 as u64, count);
+        *answer = (Some(text), answer.1 + part.len());
+        Answer::Now(Ok(part))
+    }
+
+    fn write(&self, _offset: u64, data: Bytes) -> Answer<usize> {
+        let (open, answer) = (self.open.clone(), self.answer.clone());
+        if data.is_empty() {
+            return Answer::Now(Ok(0));
+        }
+        set_answer(&answer, String::new());
+        match open.noted(self.made(&data)) {
+            Err(refusal) => Answer::Now(Err(refusal)),
+            Ok((number, command, token)) => Answer::Later(Box::pin(async move {
+                submit(&open, vec![(number, command)]).await?;
+                set_answer(&answer, format!("{token}\n"));
+                Ok(data.len())
+            })),
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! The port at which other nodes, and users over TLS, come in: the handshake, who it is, what for, and on to whoever serves that.
+
+use super::ask::{ANSWER_WITHIN, Answer, Question, read, write};
+use super::{Service, lead, tunnel};
+use crate::ninep::holder::{Holder, Purpose};
+use crate::ninep::tls::{PeerAcceptor, ServerStream};
+use futures::future::BoxFuture;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+/// How long it is waited before the next accept(2) when the machine has no descriptor or memory left for one.
+pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// Connections of nodes at a time. Those of users are counted where 9P is served.
+const CONNECTIONS_MAX: usize = 4096;
+/// Handshakes at a time: whoever can reach the port can begin as many, and must not take the places of those who are in.
+const HANDSHAKES_MAX: usize = 128;
+/// How long a handshake may take.
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+
+/// Who serves what comes in.
+pub trait Served: Send + Sync + 'static {
+    /// A connection for 9P, of a user or a node, to its end.
+    fn ninep(&self, stream: ServerStream, holder: Holder, from: SocketAddr) -> BoxFuture<'static, ()>;
+    /// A question to the node that leads the log, as bytes; the answer, too. None: the node has no log yet.
+    fn lead(&self, question: Vec<u8>) -> BoxFuture<'static, Option<Vec<u8>>>;
+    /// The longest such question, in bytes.
+    fn lead_bytes_max(&self) -> u32;
+    /// A question of a node; `who` is None for one that wants to join.
+    fn answer(&self, question: Question, who: Option<Holder>) -> BoxFuture<'static, Answer>;
+}
+
+/// Where the store of this node listens.
+#[derive(Debug, Clone, Copy)]
+pub struct Store {
+    /// Raft's port.
+    pub raft: SocketAddr,
+    /// The one for clients.
+    pub api: SocketAddr,
+}
+
+/// Serves until `stop`. `store`: None on a worker.
+pub async fn serve(
+    listener: TcpListener,
+    acceptor: PeerAcceptor,
+    store: Option<Store>,
+    served: Arc<dyn Served>,
+    stop: CancellationToken,
+) {
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            Some(ended) = connections.join_next() => {
+                if let Err(error) = ended { tracing::error!(%error, "a connection has panicked, and was closed") }
+            }
+            accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
+                Ok((stream, from)) => {
+                    let Ok(place) = handshakes.clone().try_acquire_owned() else {
+                        tracing::warn!(%from, "a connection was refused: {HANDSHAKES_MAX} others are proving who they are");
+                        continue;
+                    };
+                    let (acceptor, served) = (acceptor.clone(), served.clone());
+                    connections.spawn(async move {
+                        tunnel::tend(&stream);
+                        let shaken = timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await;
+                        drop(place);
+                        let served = match shaken {
+                            Ok(Ok((stream, holder, protocol))) => {
+                                take(stream, holder, Service::of(protocol.as_deref()), from, store, &served).await
+                            }
+                            Ok(Err(why)) => Err(why),
+                            Err(_late) => {
+                                Err(format!("it has not proved who it is within {} s", HANDSHAKE_WITHIN.as_secs()))
+                            }
+                        };
+                        if let Err(why) = served {
+                            tracing::warn!(%from, %why, "a connection was refused");
+                        }
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "no connection could be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+        }
+    }
+    connections.shutdown().await;
+}
+
+async fn take(
+    mut stream: ServerStream,
+    holder: Option<Holder>,
+    service: Option<Service>,
+    from: SocketAddr,
+    store: Option<Store>,
+    served: &Arc<dyn Served>,
+) -> Result<(), String> {
+    let service = service.ok_or("it asks for a protocol that is not spoken here")?;
+    let to_store = match (service, holder) {
+        (Service::Join, _) => return answer(stream, None, served).await,
+        (_, None) => return Err("the client has shown no certificate".to_owned()),
+        (Service::Ninep, Some(holder)) => {
+            served.ninep(stream, holder, from).await;
+            return Ok(());
+        }
+        (_, Some(holder)) => {
+            holder.check_purpose(Purpose::Node)?;
+            match service {
+                Service::Ask => return answer(stream, Some(holder), served).await,
+                Service::Lead => return lead(stream, served).await,
+                Service::Raft => store.map(|store| store.raft),
+                _ => store.map(|store| store.api),
+            }
+        }
+    };
+    let to_store = to_store.ok_or("this node has no store: it is a worker")?;
+    match timeout(super::CONNECT_WITHIN, TcpStream::connect(to_store)).await {
+        Ok(Ok(near)) => {
+            tunnel::splice(near, &mut stream).await;
+            Ok(())
+        }
+        // It is starting, or ending.
+        Ok(Err(error)) => {
+            tracing::debug!(%from, %error, "the store takes no connection");
+            Ok(())
+        }
+        Err(_late) => Err("the store of this node takes no connection".to_owned()),
+    }
+}
+
+/// Answers one question after the other, until the other side has had enough.
+async fn lead(mut stream: ServerStream, served: &Arc<dyn Served>) -> Result<(), String> {
+    loop {
+        // Its end is no fault.
+        let Ok(question) = lead::read(&mut stream, served.lead_bytes_max()).await else { return Ok(()) };
+        let answer = served.lead(question).await.ok_or("the node is starting and has no log yet")?;
+        if let Err(error) = lead::write(&mut stream, &answer).await {
+            tracing::debug!(%error, "an answer could not be given");
+            return Ok(());
+        }
+    }
+}
+
+async fn answer(mut stream: ServerStream, who: Option<Holder>, served: &Arc<dyn Served>) -> Result<(), String> {
+    let conversation = async {
+        let question: Question = read(&mut stream).await?;
+        let joins = matches!(question, Question::Join { .. });
+        if joins != who.is_none() {
+            return Err("a machine joins before it has a certificate, and asks everything else with it".to_owned());
+        }
+        let answer = served.answer(question, who).await;
+        write(&mut stream, &answer).await
+    };
+    timeout(ANSWER_WITHIN, conversation).await.map_err(|_| "the answer took too long".to_owned())?
+}

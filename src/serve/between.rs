@@ -1,0 +1,281 @@
+//! What a node is to other nodes: the port where they come in, the tunnels by which it reaches them, and the answers to what they ask.
+
+use super::{ServeError, start_once};
+use crate::ca;
+use crate::cluster;
+use crate::engine::Engine;
+use crate::engine::agent::{Policy, Supervisor};
+use crate::engine::log::forward::{Answered, FORWARDED_BYTES_MAX, Forward, Forwarded};
+use crate::engine::log::{AppendError, HiqliteLog, Log};
+use crate::engine::state::{By, Command, NodeId, NodeRole, RaftId, Reply, State};
+use crate::fs::ninep::Door;
+use crate::member::Member;
+use crate::ninep::holder::{Holder, Purpose};
+use crate::ninep::identity::Identity;
+use crate::ninep::tls::{PeerAcceptor, ServerStream};
+use crate::peers::ask::{Answer, Question, Welcome};
+use crate::peers::entrance::{self, Served, Store};
+use crate::peers::lead::{Lines, NoAnswer};
+use crate::peers::{Peer, Service, host_and_port, tunnel};
+use crate::text::dial::ANY_HOST;
+use crate::text::{Dial, Refusal};
+use futures::future::BoxFuture;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+/// What is there once the log is open.
+struct Opened {
+    engine: Engine,
+    log: Arc<HiqliteLog>,
+}
+
+/// What comes in is served by this; before the log is open, only the stores speak to each other.
+#[derive(Clone)]
+struct Hall(Arc<Inner>);
+
+struct Inner {
+    data: PathBuf,
+    member: Member,
+    opened: OnceLock<Opened>,
+    door: OnceLock<Door>,
+}
+
+/// This node among the others.
+pub(super) struct Between {
+    hall: Hall,
+    pub(super) identity: Arc<Identity>,
+    /// The others, for the tunnels.
+    pub(super) peers: watch::Sender<Vec<Peer>>,
+    /// The port where they come in; 0: none.
+    pub(super) port: u16,
+}
+
+impl Between {
+    /// Opens the port, if the node has an address, and the tunnels to the members that it knew last.
+    pub(super) async fn start(
+        member: &Member,
+        data: &Path,
+        listen: &[Dial],
+        supervisor: &Supervisor,
+    ) -> Result<Between, ServeError> {
+        let identity = Arc::new(Identity::read(&ca::node_identity(data)).map_err(ServeError::Identity)?);
+        let hall = Hall(Arc::new(Inner {
+            data: data.to_owned(),
+            member: member.clone(),
+            opened: OnceLock::new(),
+            door: OnceLock::new(),
+        }));
+        let (peers, others) = watch::channel(member.peers.clone());
+        let mut between = Between { hall, identity: identity.clone(), peers, port: 0 };
+        if member.address.is_empty() {
+            return Ok(between);
+        }
+        between.port = between.open_port(member, listen, supervisor).await?;
+        let (loopback, own) = (member.loopback, member.raft.unwrap_or_default());
+        let carry = move |stop: tokio_util::sync::CancellationToken| {
+            let carrying = tunnel::run(identity.clone(), loopback, own, others.clone());
+            async move {
+                tokio::select! {
+                    ended = carrying => ended.map_err(|error| error.to_string()),
+                    () = stop.cancelled() => Ok(()),
+                }
+            }
+        };
+        supervisor.start("tunnels", Policy::VITAL, carry).map_err(ServeError::Failed)?;
+        Ok(between)
+    }
+
+    async fn open_port(&self, member: &Member, listen: &[Dial], supervisor: &Supervisor) -> Result<u16, ServeError> {
+        let (host, port) = host_and_port(&member.address).map_err(|refusal| ServeError::Failed(refusal.sentence))?;
+        let bound = TcpListener::bind(&places(&host, port, listen)[..]).await;
+        let listener = bound.map_err(|source| ServeError::Port { port, source })?;
+        let protocols: Vec<&[u8]> = Service::ALL.iter().map(|service| service.protocol()).collect();
+        let hall = self.hall.clone();
+        let admit = move |holder: &Holder| hall.admit(holder);
+        let acceptor = PeerAcceptor::new(&self.identity, Arc::new(admit), &protocols).map_err(ServeError::Identity)?;
+        let store = match member.raft {
+            None => None,
+            Some(raft) => {
+                let addresses = member.loopback.addresses(raft);
+                let (raft, api) = addresses.map_err(|refusal| ServeError::Failed(refusal.sentence))?;
+                Some(Store { raft, api })
+            }
+        };
+        let served: Arc<dyn Served> = Arc::new(self.hall.clone());
+        start_once(supervisor, "peers", move |stop| entrance::serve(listener, acceptor, store, served, stop))?;
+        Ok(port)
+    }
+
+    /// The way to the node that leads.
+    pub(super) fn way(&self) -> Arc<dyn Forward> {
+        Arc::new(Way(Lines::new(self.identity.clone(), self.peers.subscribe())))
+    }
+
+    /// The log is open: from now on questions are answered.
+    pub(super) fn opened(&self, engine: &Engine, log: &Arc<HiqliteLog>) {
+        let _first = self.hall.0.opened.set(Opened { engine: engine.clone(), log: log.clone() });
+    }
+
+    /// The tree is there: from now on 9P is served at the port as well.
+    pub(super) fn open_door(&self, door: Door) {
+        let _first = self.hall.0.door.set(door);
+    }
+}
+
+impl Hall {
+    /// Users are asked about at the tree. A node that was removed is none any more.
+    fn admit(&self, holder: &Holder) -> Result<(), String> {
+        match (holder.purpose, self.0.door.get(), self.0.opened.get()) {
+            (Purpose::User, Some(door), _) => door.admit(holder),
+            (Purpose::User, None, _) => Err("the node is starting and has no tree yet; try again".to_owned()),
+            (Purpose::Node, _, Some(opened)) if opened.engine.state().node_named(&holder.name).is_none() => {
+                // One that has just joined, of which this node has not heard yet, tries again.
+                Err(format!("node '{}' is not in this cluster, or not any more", holder.name))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn join(&self, opened: &Opened, question: Question) -> Result<Answer, Refusal> {
+        let Question::Join { secret, name, address, entry_format, release, request } = question else {
+            return Err(Refusal::invalid("invalid question"));
+        };
+        if !ca::is_here(&self.0.data) {
+            return Err(Refusal::denied("no permission: this node can't let others in; ask one that votes"));
+        }
+        let secret_sha256 = cluster::secret_sha256(&secret)?;
+        let hosts = cluster::hosts_of(&address).map_err(|error| Refusal::invalid(error.to_string()))?;
+        // Before anything is decided: a request that can't be signed lets nobody in.
+        let signed = ca::sign_node(&self.0.data, &name, &hosts, &request);
+        let certificates = signed.map_err(|error| Refusal::invalid(format!("invalid request: {error}")))?;
+        let command = Command::NodeJoin { secret_sha256, name, address, entry_format, release };
+        let replies = opened.engine.submit(By::Agent, vec![command]).await?;
+        let node = replies.iter().find_map(|reply| match reply {
+            Reply::Created(number) => Some(*number),
+            _ => None,
+        });
+        let state = opened.engine.state();
+        let gone = || Refusal::fault("the node that has just joined is gone already");
+        let node = node.and_then(|id| state.node(NodeId(id))).ok_or_else(gone)?;
+        let fault = |error: &dyn std::fmt::Display| Refusal::fault(error.to_string());
+        let authority_key = match node.role {
+            NodeRole::Voter => Some(ca::authority_key(&self.0.data).map_err(|error| fault(&error))?),
+            NodeRole::Learner => None,
+        };
+        Ok(Answer::Welcome(Box::new(Welcome {
+            cluster: state.cluster().unwrap_or_default().to_owned(),
+            node: node.id.0,
+            raft: Some(node.raft.0),
+            loopback: self.0.member.loopback,
+            certificates,
+            authority_key,
+            secrets: opened.log.secrets().map_err(|error| fault(&error))?,
+            peers: peers_of(&state, node.id.0),
+        })))
+    }
+
+    async fn new_raft(&self, opened: &Opened, was: u64, who: &Holder) -> Result<Answer, Refusal> {
+        let gone = || Refusal::not_found(format!("node '{}' was not found: it has been removed", who.name));
+        let id = opened.engine.state().node_named(&who.name).map(|node| node.id).ok_or_else(gone)?;
+        let command = Command::NodeRaftNew { node: id, was: RaftId(was) };
+        let replies = opened.engine.submit(By::Agent, vec![command]).await?;
+        match replies.first() {
+            Some(Reply::Created(raft)) => {
+                Ok(Answer::Raft { raft: *raft, peers: peers_of(&opened.engine.state(), id.0) })
+            }
+            other => Err(Refusal::fault(format!("invalid answer of the log: {other:?}"))),
+        }
+    }
+}
+
+/// Where the port is opened: where TLS is to be listened for at this port; else at the address by which others reach it; else, as a name
+/// may stand for anything, everywhere.
+fn places(host: &str, port: u16, listen: &[Dial]) -> Vec<SocketAddr> {
+    let everywhere = vec![(Ipv6Addr::UNSPECIFIED, port).into(), (Ipv4Addr::UNSPECIFIED, port).into()];
+    let told = listen.iter().find_map(|dial| match dial {
+        Dial::Tls { host, port: at } if *at == port => Some(host.as_str()),
+        _ => None,
+    });
+    match told.unwrap_or(host) {
+        ANY_HOST => everywhere,
+        host => host.parse::<IpAddr>().map_or(everywhere, |ip| vec![(ip, port).into()]),
+    }
+}
+
+/// The members other than this node that can be reached.
+pub(super) fn peers_of(state: &State, own: u64) -> Vec<Peer> {
+    let others = state.nodes().filter(|node| node.id.0 != own && !node.address.is_empty());
+    others.map(|node| Peer { raft: node.raft.0, address: node.address.clone() }).collect()
+}
+
+/// The way of an append, and of a linearizable read, to the node that leads.
+struct Way(Lines);
+
+#[async_trait::async_trait]
+impl Forward for Way {
+    async fn forward(&self, leader: u64, question: &Forwarded) -> Result<Answered, AppendError> {
+        let bytes = postcard::to_stdvec(question).map_err(|error| AppendError::NotDone(error.to_string()))?;
+        let line = usize::from(matches!(question, Forwarded::Newest));
+        match self.0.ask(leader, line, &bytes, FORWARDED_BYTES_MAX).await {
+            Ok(answer) => postcard::from_bytes(&answer).map_err(|error| AppendError::Unknown(error.to_string())),
+            Err(NoAnswer::NotSent(why)) => Err(AppendError::NotDone(why)),
+            // A read has changed nothing.
+            Err(NoAnswer::Lost(why)) if *question == Forwarded::Newest => Err(AppendError::NotDone(why)),
+            Err(NoAnswer::Lost(why)) => Err(AppendError::Unknown(why)),
+        }
+    }
+}
+
+impl Served for Hall {
+    fn lead(&self, question: Vec<u8>) -> BoxFuture<'static, Option<Vec<u8>>> {
+        let hall = self.clone();
+        Box::pin(async move {
+            let opened = hall.0.opened.get()?;
+            let answer = match postcard::from_bytes(&question) {
+                Ok(question) => opened.log.take(&question).await,
+                Err(error) => {
+                    Answered::NotDone(format!("invalid question: {error}; is it another version of blixard?"))
+                }
+            };
+            postcard::to_stdvec(&answer).ok()
+        })
+    }
+
+    fn lead_bytes_max(&self) -> u32 {
+        FORWARDED_BYTES_MAX
+    }
+
+    fn ninep(&self, stream: ServerStream, holder: Holder, from: SocketAddr) -> BoxFuture<'static, ()> {
+        let door = self.0.door.get().cloned();
+        Box::pin(async move {
+            match door {
+                Some(door) => door.serve(stream, holder, from).await,
+                None => tracing::warn!(%from, "a connection was refused: the node is starting and has no tree yet"),
+            }
+        })
+    }
+
+    fn answer(&self, question: Question, who: Option<Holder>) -> BoxFuture<'static, Answer> {
+        let hall = self.clone();
+        Box::pin(async move {
+            let Some(opened) = hall.0.opened.get() else {
+                return Answer::Refused {
+                    sentence: "busy: the node is starting; ask again, or ask another".to_owned(),
+                };
+            };
+            let answer = match (question, &who) {
+                (question @ Question::Join { .. }, _) => hall.join(opened, question).await,
+                (Question::NewRaft { was }, Some(who)) => hall.new_raft(opened, was, who).await,
+                (Question::Reach, _) => {
+                    let (purged, newest) = opened.log.raft_reach();
+                    Ok(Answer::Reach { purged, newest, quorum: opened.log.health().quorum })
+                }
+                (Question::NewRaft { .. }, None) => Err(Refusal::denied("no permission: only a node asks this")),
+            };
+            answer.unwrap_or_else(|refusal| Answer::Refused { sentence: refusal.sentence })
+        })
+    }
+}

@@ -1,0 +1,141 @@
+//! Follows who belongs to the cluster: keeps the tunnels and the member file as the state has it, and, on the node that leads Raft,
+//! makes Raft as the state wants it: one change at a time.
+
+use super::between::peers_of;
+use crate::engine::Engine;
+use crate::engine::log::{Addresses, HiqliteLog, Log, MemberChange, Role};
+use crate::engine::state::{NodeId, NodeRole, State};
+use crate::member::Member;
+use crate::peers::{Loopback, Peer};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// The pause before a change is tried again that could not be made, or whose time has not come: a learner that is still behind.
+const AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// A node that was removed is told by the log, which it no longer gets when it is out of Raft.
+const HEARS_WITHIN: Duration = Duration::from_secs(1);
+/// A node that gets nothing for so long looks whether there is something that it should have got.
+const SILENCE: Duration = Duration::from_secs(15);
+
+/// How the reason begins when a node was removed from the cluster.
+pub(super) const REMOVED: &str = "this node has been removed from the cluster";
+/// How the reason begins when the node must begin with a fresh store.
+pub(super) const STALE_STORE: &str = "the store of this node can't go on";
+
+/// What it works with.
+#[derive(Clone)]
+pub(super) struct Follower {
+    pub(super) engine: Engine,
+    pub(super) log: Arc<HiqliteLog>,
+    pub(super) data: PathBuf,
+    pub(super) member: Member,
+    pub(super) peers: watch::Sender<Vec<Peer>>,
+}
+
+impl Follower {
+    /// Until `stop`.
+    pub(super) async fn run(self, stop: CancellationToken) -> Result<(), String> {
+        let mut changes = self.engine.changes();
+        loop {
+            changes.borrow_and_update();
+            let state = self.engine.state();
+            if state.cluster().is_some() && state.node(NodeId(self.member.node)).is_none() {
+                return Err(format!(
+                    "{REMOVED}: its machines are its own business now; to have it in again, invite it anew"
+                ));
+            }
+            self.keep_peers(&state)?;
+            let more = self.reconcile(&state).await;
+            drop(state);
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                changed = changes.changed() => changed.map_err(|_| "the engine has ended".to_owned())?,
+                () = tokio::time::sleep(AGAIN_AFTER), if more => {}
+                () = tokio::time::sleep(SILENCE), if !self.log.alone() => self.look(&mut changes).await?,
+            }
+        }
+    }
+
+    fn keep_peers(&self, state: &State) -> Result<(), String> {
+        let peers = peers_of(state, self.member.node);
+        if *self.peers.borrow() == peers {
+            return Ok(());
+        }
+        let member = Member { peers: peers.clone(), formed: true, ..self.member.clone() };
+        member.write(&self.data).map_err(|error| error.to_string())?;
+        self.peers.send_replace(peers);
+        Ok(())
+    }
+
+    /// One change of Raft's membership, if one is due and this node leads. True: come back soon.
+    async fn reconcile(&self, state: &State) -> bool {
+        if self.log.health().role != Role::Leader {
+            return false;
+        }
+        let Some(change) = due(state, &self.log, self.member.loopback) else { return false };
+        let Due::Now(change) = change else { return true };
+        if let MemberChange::Remove(_) = change {
+            // What is removed here may have joined in this moment: look again when everything committed is here.
+            let newer = self.engine.sync().await;
+            tokio::time::sleep(HEARS_WITHIN).await;
+            if newer.is_err() || due(&self.engine.state(), &self.log, self.member.loopback) != Some(Due::Now(change)) {
+                return true;
+            }
+        }
+        tracing::info!(?change, "Raft's membership is changed");
+        if let Err(error) = self.log.change_members(change).await {
+            tracing::warn!(?change, %error, "Raft's membership could not be changed; it is tried again");
+        }
+        true
+    }
+
+    /// Nothing has come for a while: is there something that should have?
+    async fn look(&self, changes: &mut watch::Receiver<u64>) -> Result<(), String> {
+        if let Some(why) = self.log.health().dead {
+            return Err(format!("{STALE_STORE}: {why}"));
+        }
+        let seen = *changes.borrow();
+        let Ok(newest) = self.log.newest().await else { return Ok(()) };
+        if newest <= seen {
+            return Ok(());
+        }
+        match tokio::time::timeout(SILENCE, changes.changed()).await {
+            Ok(_came) => Ok(()),
+            Err(_silent) => {
+                Err(format!("{STALE_STORE}: the others are at record {newest}, and nothing after {seen} comes here"))
+            }
+        }
+    }
+}
+
+/// What is to be done about Raft's membership.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Due {
+    Now(MemberChange),
+    /// A learner that is to vote has not everything yet.
+    Later,
+}
+
+/// The first thing that is not as the state wants it.
+fn due(state: &State, log: &HiqliteLog, loopback: Loopback) -> Option<Due> {
+    let now = log.voters();
+    let wanted: BTreeMap<u64, NodeRole> = state.nodes().map(|node| (node.raft.0, node.role)).collect();
+    let members = now.voters.iter().chain(&now.learners);
+    // Those that are to go come first: a dead one counts in every majority.
+    if let Some(id) = members.copied().find(|id| !wanted.contains_key(id)) {
+        return Some(Due::Now(MemberChange::Remove(id)));
+    }
+    let is = |id: &u64, role| wanted.get(id) == Some(&role);
+    if let Some(id) = now.learners.iter().find(|id| is(id, NodeRole::Voter) && now.near.contains(id)) {
+        let (raft, api) = loopback.addresses(*id).ok()?;
+        return Some(Due::Now(MemberChange::Promote(*id, Addresses { raft, api })));
+    }
+    if let Some(id) = now.voters.iter().find(|id| is(id, NodeRole::Learner)) {
+        return Some(Due::Now(MemberChange::Demote(*id)));
+    }
+    now.learners.iter().any(|id| is(id, NodeRole::Voter)).then_some(Due::Later)
+}

@@ -1,0 +1,10 @@
+//! Real clusters: several blixards, each in a network namespace of its own, with the real store between them.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+#[path = "../images/mod.rs"]
+mod images;
+
+mod faults;
+mod formation;
+mod lab;
+mod members;
