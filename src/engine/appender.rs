@@ -17,6 +17,9 @@ const RETRY_PAUSE_MIN: Duration = Duration::from_millis(50);
 /// The longest pause; they double up to it. Short against the time that an election takes.
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
 
+/// How the sentence begins when the log can't go on.
+pub const LOG_ENDED: &str = "the log has ended";
+
 const APPLIER_ENDED: &str = "the applier has ended";
 
 /// See the module.
@@ -54,7 +57,7 @@ impl Appender {
             let records: Vec<Bytes> = batch.iter().map(|pending| pending.bytes.clone()).collect();
             match self.log.append(records).await {
                 Ok(()) => return Ok(Some(last)),
-                Err(AppendError::Fatal(why)) => return Err(why),
+                Err(AppendError::Fatal(why)) => return Err(format!("{LOG_ENDED}: {why}")),
                 Err(AppendError::NotDone(why)) if !in_doubt => {
                     self.refuse(&batch, &Refusal::again(format!("busy: {why}; nothing was done")));
                     return Ok(None);

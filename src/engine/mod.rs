@@ -16,6 +16,7 @@ pub mod state;
 mod submissions;
 mod view;
 
+pub use appender::LOG_ENDED;
 pub use applier::DIVERGED;
 pub use audit::AuditLines;
 pub use folder::{DataFolder, FolderError};

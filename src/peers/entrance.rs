@@ -8,6 +8,7 @@ use futures::future::BoxFuture;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -38,6 +39,8 @@ pub trait Served: Send + Sync + 'static {
 /// Where the store of this node listens.
 #[derive(Debug, Clone, Copy)]
 pub struct Store {
+    /// Whose it is in Raft.
+    pub id: u64,
     /// Raft's port.
     pub raft: SocketAddr,
     /// The one for clients.
@@ -122,6 +125,12 @@ async fn take(
         }
     };
     let to_store = to_store.ok_or("this node has no store: it is a worker")?;
+    let meant = timeout(HANDSHAKE_WITHIN, stream.read_u64()).await.map_err(|_| "it does not say whom it means")?;
+    let meant = meant.map_err(|error| error.to_string())?;
+    if store.is_none_or(|store| store.id != meant) {
+        tracing::debug!(%from, meant, "a connection for an identity in Raft that this node does not have, or not any more");
+        return Ok(());
+    }
     match timeout(super::CONNECT_WITHIN, TcpStream::connect(to_store)).await {
         Ok(Ok(near)) => {
             tunnel::splice(near, &mut stream).await;

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -79,21 +79,21 @@ async fn open(
     };
     let (raft, api) = (listen(raft).await?, listen(api).await?);
     let start = |listener, service| {
-        let carrying = accept(listener, identity.clone(), peer.address.clone(), service);
+        let carrying = accept(listener, identity.clone(), peer.clone(), service);
         AbortOnDropHandle::new(tokio::spawn(carrying))
     };
     Ok([start(raft, Service::Raft), start(api, Service::Api)])
 }
 
-async fn accept(listener: TcpListener, identity: Arc<Identity>, address: String, service: Service) {
+async fn accept(listener: TcpListener, identity: Arc<Identity>, peer: Peer, service: Service) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             Some(_ended) = connections.join_next() => {}
             accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
                 Ok((near, _)) => {
-                    let (identity, address) = (identity.clone(), address.clone());
-                    connections.spawn(async move { carry(near, &identity, &address, service).await });
+                    let (identity, peer) = (identity.clone(), peer.clone());
+                    connections.spawn(async move { carry(near, &identity, &peer, service).await });
                 }
                 Err(error) => {
                     tracing::warn!(%error, "no connection could be accepted");
@@ -105,10 +105,17 @@ async fn accept(listener: TcpListener, identity: Arc<Identity>, address: String,
 }
 
 /// One connection, from its beginning to its end. When the node can't be reached, the near side is closed: the store tries again.
-async fn carry(near: TcpStream, identity: &Identity, address: &str, service: Service) {
-    match connect(identity, address, service).await {
+///
+/// It begins with the identity in Raft that is meant: a node that has another one by now must not answer for the old one, whose log
+/// it has not.
+async fn carry(near: TcpStream, identity: &Identity, peer: &Peer, service: Service) {
+    let reached = match connect(identity, &peer.address, service).await {
+        Ok(mut far) => far.write_u64(peer.raft).await.map(|()| far).map_err(|error| error.to_string()),
+        Err(why) => Err(why),
+    };
+    match reached {
         Ok(mut far) => splice(near, &mut far).await,
-        Err(why) => tracing::debug!(%address, ?service, why, "another node can't be reached"),
+        Err(why) => tracing::debug!(?peer, ?service, why, "another node can't be reached"),
     }
 }
 

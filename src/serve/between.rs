@@ -98,10 +98,10 @@ impl Between {
         let acceptor = PeerAcceptor::new(&self.identity, Arc::new(admit), &protocols).map_err(ServeError::Identity)?;
         let store = match member.raft {
             None => None,
-            Some(raft) => {
-                let addresses = member.loopback.addresses(raft);
+            Some(id) => {
+                let addresses = member.loopback.addresses(id);
                 let (raft, api) = addresses.map_err(|refusal| ServeError::Failed(refusal.sentence))?;
-                Some(Store { raft, api })
+                Some(Store { id, raft, api })
             }
         };
         let served: Arc<dyn Served> = Arc::new(self.hall.clone());

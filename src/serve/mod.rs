@@ -34,6 +34,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, fmt, reload};
 
+/// The pause before a process puts a new one in its place.
+const START_ANEW_AFTER: std::time::Duration = std::time::Duration::from_millis(500);
 /// QEMU's binary.
 const QEMU: &str = "qemu-system-x86_64";
 
@@ -84,6 +86,9 @@ pub enum ServeError {
     /// The store can't go on; another start begins with a fresh one, from the others.
     #[error("{0}; starting anew with a fresh store")]
     StaleStore(String),
+    /// The log of this node can't go on in this process; another start can.
+    #[error("{0}; starting anew")]
+    Again(String),
     /// A part ended that it can't do without.
     #[error("the node can't go on: {0}; start it again, its guests run on")]
     Failed(String),
@@ -115,7 +120,7 @@ pub fn serve(config: &Config, start: &Start) -> Result<(), ServeError> {
     // What still blocks by now, such as a rendering for a reader, must not keep the process.
     runtime.shutdown_background();
     match served {
-        Err(ServeError::StaleStore(why)) => Err(start_anew(why)),
+        Err(ServeError::StaleStore(why) | ServeError::Again(why)) => Err(start_anew(why)),
         served => served,
     }
 }
@@ -124,6 +129,8 @@ pub fn serve(config: &Config, start: &Start) -> Result<(), ServeError> {
 fn start_anew(why: String) -> ServeError {
     use std::os::unix::process::CommandExt;
     tracing::warn!(why, "starting anew");
+    // Should that lead here again, it is not to be at once.
+    std::thread::sleep(START_ANEW_AFTER);
     let mut arguments = std::env::args_os();
     let _program = arguments.next();
     match std::env::current_exe() {
@@ -214,6 +221,10 @@ async fn run(config: &Config, start: &Start, set_trace_level: SetTraceLevel) -> 
         // Whatever it was, a store that says that it is dead, or that differs, is of no use here.
         Err(ServeError::Failed(why)) if has_others(config) && (is_stale(&why) || log.health().dead.is_some()) => {
             Err(stale_store(data.path(), why))
+        }
+        // Raft's own task has ended, for whatever reason: what it has on the disk is as good as after any death.
+        Err(ServeError::Failed(why)) if has_others(config) && why.contains(engine::LOG_ENDED) => {
+            Err(ServeError::Again(why))
         }
         served => served,
     }

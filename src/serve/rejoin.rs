@@ -14,6 +14,10 @@ use std::time::Duration;
 const MARKER: &str = "rejoin";
 /// What a store is made of.
 const PARTS: [&str; 3] = ["logs", "state_machine", "mark"];
+/// What the folder of a store that was set aside begins with; its identity in Raft follows.
+const ASIDE: &str = "aside-";
+/// So many are kept.
+const ASIDE_MAX: usize = 2;
 /// The pause before the others are asked again.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(2);
 
@@ -46,8 +50,8 @@ pub(super) async fn rejoin(data: &Path, member: &Member, identity: &Identity) ->
         tokio::time::sleep(ASK_AGAIN_AFTER).await;
     };
     let log = data.join("log");
-    let aside = set_aside(&log).map_err(|error| ServeError::Io("the old store can't be set aside", error))?;
-    let member = Member { raft: Some(raft), peers, ..member.clone() };
+    let aside = set_aside(&log, was).map_err(|error| ServeError::Io("the old store can't be set aside", error))?;
+    let member = Member { raft: Some(raft), peers, formed: false, ..member.clone() };
     member.write(data)?;
     match std::fs::remove_file(log.join(MARKER)) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -70,15 +74,25 @@ async fn ask_all(member: &Member, identity: &Identity, was: u64) -> Option<(u64,
     None
 }
 
-fn set_aside(log: &Path) -> std::io::Result<PathBuf> {
-    let aside = (1..=u32::MAX).map(|n| log.join(format!("aside-{n}"))).find(|path| !path.exists());
-    let aside = aside.unwrap_or_else(|| log.join("aside"));
-    std::fs::create_dir(&aside)?;
+/// Moves the store of this identity aside, and removes those that were set aside long before.
+fn set_aside(log: &Path, was: u64) -> std::io::Result<PathBuf> {
+    let aside = log.join(format!("{ASIDE}{was}"));
+    std::fs::create_dir_all(&aside)?;
     for part in PARTS {
         let from = log.join(part);
         if from.exists() {
             std::fs::rename(&from, aside.join(part))?;
         }
+    }
+    let mut kept: Vec<u64> = Vec::new();
+    for entry in std::fs::read_dir(log)? {
+        let name = entry?.file_name();
+        kept.extend(name.to_str().and_then(|name| name.strip_prefix(ASIDE)?.parse::<u64>().ok()));
+    }
+    kept.sort_unstable();
+    let old = kept.len().saturating_sub(ASIDE_MAX);
+    for was in kept.into_iter().take(old) {
+        std::fs::remove_dir_all(log.join(format!("{ASIDE}{was}")))?;
     }
     Ok(aside)
 }

@@ -111,13 +111,15 @@ fn a_line_that_works_one_way_only_stops_nobody_else() {
     let nodes = cluster(&lab, 3);
     let leads = leader(&nodes);
     let (deaf, other) = ((leads + 1) % 3, (leads + 2) % 3);
+    let mut records = Vec::new();
     for pair in [(leads, deaf), (deaf, leads)] {
         lab.drop_from_to(&[pair]);
         let wrote = write_users(&nodes[other], &format!("w{}{}", pair.0, pair.1), 10, &AtomicBool::new(false));
         assert!(!wrote.acknowledged.is_empty());
         lab.carry_all();
         until("that all are back", || nodes.iter().all(|node| node.try_read("sync").is_ok()));
-        check_users(&nodes, &[wrote]);
+        records.push(wrote);
+        check_users(&nodes, &records);
     }
 }
 

@@ -91,12 +91,12 @@ fn a_token_is_for_one_cluster_and_for_a_while() {
     let other = join(&token);
     assert!(other.contains("not signed by this cluster's authority"), "{other}");
     let short = beta.new_object("nodes/new", "expires=1s").unwrap();
-    until("its end", || {
-        let said = join(&short);
-        said.contains("has expired")
-    });
+    // There is nothing to wait for: it is the cluster's clock that passes it.
+    std::thread::sleep(std::time::Duration::from_millis(1_500));
+    let late = join(&short);
+    assert!(late.contains("has expired"), "{late}");
     for (line, why) in
-        [("role=king", "unknown role 'king'"), ("expires=900h", "at most a week"), ("size=9", "unknown attribute")]
+        [("role=king", "invalid role 'king'"), ("expires=900h", "at most a week"), ("size=9", "invalid attribute")]
     {
         let error = beta.new_object("nodes/new", line).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::INVAL.raw_os_error()), "{line}");
