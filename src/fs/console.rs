@@ -1,5 +1,6 @@
 //! `vms/ID/console`: the serial console, both ways at once through one open.
 
+use super::forward;
 use super::handles::{Open, slice};
 use super::table::Asked;
 use super::tree::{Answer, Handle, OpenMode};
@@ -13,6 +14,9 @@ use tokio::sync::{OnceCell, broadcast, mpsc};
 
 /// Opens it; the machine is asked for it at the first use.
 pub(super) fn open(asked: &Asked<'_>, how: OpenMode) -> Result<Arc<dyn Handle>, Refusal> {
+    if let Some(elsewhere) = forward::of_vm(asked, "console", how)? {
+        return Ok(elsewhere);
+    }
     Ok(Arc::new(ConsoleHandle { shared: Arc::new(Shared::new(Open::of(asked), how.nonblock)) }))
 }
 

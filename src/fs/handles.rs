@@ -126,7 +126,7 @@ impl TextHandle {
 /// The text of a finite file.
 pub(super) fn render(file: &File, asked: &Asked<'_>) -> Result<Bytes, Refusal> {
     match &file.content {
-        Content::Text(text) | Content::Live(text) => text(asked).map(Bytes::from),
+        Content::Text(text) | Content::Live(text) | Content::Owned(text) => text(asked).map(Bytes::from),
         Content::Ctl(verbs) => Ok(usage(verbs)),
         Content::New(_) | Content::Stream(..) => Ok(Bytes::new()),
     }

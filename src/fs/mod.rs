@@ -14,6 +14,7 @@ mod console;
 mod directories;
 mod errors;
 mod events;
+mod forward;
 pub mod fuse;
 mod handles;
 mod images;

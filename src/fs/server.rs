@@ -2,6 +2,7 @@
 
 use super::confinement::{self, about, check_seen, sees};
 use super::errors::Errors;
+use super::forward;
 use super::handles::{CtlHandle, Guarded, NewHandle, Open, TextHandle, render};
 use super::place::{LINK, Parts, ROOT};
 use super::root::{FILES as ROOT_FILES, KINDS};
@@ -16,6 +17,7 @@ use crate::engine::{Engine, LocalHost};
 use crate::text::{Code, Refusal, attrs::shown};
 use bytes::Bytes;
 use std::hash::{DefaultHasher, Hasher};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// The longest name on a path, in bytes, as Linux has it (NAME_MAX).
@@ -29,6 +31,7 @@ struct Shared {
     engine: Engine,
     host: Arc<dyn LocalHost>,
     node: NodeId,
+    identity: PathBuf,
     errors: Errors,
     texts: Texts,
     sessions: Arc<Sessions>,
@@ -59,15 +62,23 @@ pub(super) enum At {
 
 impl Server {
     /// The tree that this node serves.
-    pub fn new(engine: Engine, host: Arc<dyn LocalHost>, node: NodeId) -> Server {
+    ///
+    /// `identity` is the node's, with which other nodes are asked for what they alone know.
+    pub fn new(engine: Engine, host: Arc<dyn LocalHost>, node: NodeId, identity: PathBuf) -> Server {
         Server(Arc::new(Shared {
             engine,
+            identity,
             host,
             node,
             errors: Errors::default(),
             texts: Texts::default(),
             sessions: Arc::default(),
         }))
+    }
+
+    /// The file of the node's identity.
+    pub(super) fn identity(&self) -> &Path {
+        &self.0.identity
     }
 
     pub(super) fn engine(&self) -> &Engine {
@@ -135,7 +146,7 @@ impl Server {
     /// The right that writing a file needs; None: nobody can.
     fn write_right(file: &File, in_object: bool) -> Option<Operation> {
         match &file.content {
-            Content::Text(_) | Content::Live(_) => None,
+            Content::Text(_) | Content::Live(_) | Content::Owned(_) => None,
             Content::Ctl(_) if in_object => Some(Operation::Control),
             Content::Ctl(_) => Some(Operation::Administer),
             Content::New(maker) => Some(maker.right),
@@ -214,8 +225,9 @@ impl Server {
         let finite = |text: &Bytes| (Kind::File, text.len() as u64);
         let ((kind, size), version) = match &file.content {
             Content::New(_) | Content::Stream(..) => ((Kind::Stream, 0), dated.version),
+            Content::Owned(_) if forward::is_elsewhere(asked) => ((Kind::Stream, 0), dated.version),
             Content::Text(_) | Content::Ctl(_) => (finite(&self.text_of(asked, place, file)?), dated.version),
-            Content::Live(_) => {
+            Content::Live(_) | Content::Owned(_) => {
                 let text = self.text_of(asked, place, file)?;
                 let mut hasher = DefaultHasher::new();
                 hasher.write(&text);
@@ -258,9 +270,15 @@ impl Server {
         how: OpenMode,
     ) -> Result<Opened, Refusal> {
         let open = Open::of(asked);
+        if let Content::Owned(_) = file.content
+            && let Some(handle) = forward::of_vm(asked, file.name, how)?
+        {
+            let handle = Arc::new(Guarded { handle, open, place, how });
+            return Ok(Opened { handle, stream: true, commands: false });
+        }
         let text = || TextHandle::new(open.clone(), place, file, asked.state.clone());
         let handle: Arc<dyn Handle> = match &file.content {
-            Content::Text(_) | Content::Live(_) => Arc::new(text()),
+            Content::Text(_) | Content::Live(_) | Content::Owned(_) => Arc::new(text()),
             Content::Ctl(verbs) => Arc::new(CtlHandle::new(text(), verbs)),
             Content::New(maker) => Arc::new(NewHandle::new(open.clone(), maker)),
             Content::Stream(stream, _) => stream(asked, how)?,
@@ -291,7 +309,7 @@ impl Server {
             return Ok(());
         }
         let sentence = match &file.content {
-            Content::Text(_) | Content::Live(_) | Content::Stream(_, None) => {
+            Content::Text(_) | Content::Live(_) | Content::Owned(_) | Content::Stream(_, None) => {
                 format!("no permission: '{}' is only read", file.name)
             }
             _ => format!("no permission to write '{}': user '{}' has no right to (see /me)", file.name, who.user),
@@ -311,6 +329,10 @@ impl Tree for Server {
                 let admitted = state.admits(name, serial, *issued_ms).is_ok();
                 (None, state.user_named(name).filter(|_| admitted))
             }
+            // A member's word for who is asking there: nodes trust each other with everything.
+            Credential::Node { name, user } => {
+                (None, state.user_named(user).filter(|_| state.node_named(name).is_some()))
+            }
             Credential::Unknown => (None, None),
         };
         let user = user.map_or(NOBODY, |u| u.name.as_str()).to_owned();
@@ -320,7 +342,10 @@ impl Tree for Server {
     fn admit(&self, credential: &Credential) -> Result<(), Refusal> {
         match credential {
             Credential::Certificate { name, serial, issued_ms } => self.state().admits(name, serial, *issued_ms),
-            Credential::Uid(_) | Credential::Unknown => Ok(()),
+            Credential::Node { name, .. } if self.state().node_named(name).is_none() => {
+                Err(Refusal::denied(format!("no permission: node '{name}' is not in this cluster, or not any more")))
+            }
+            Credential::Uid(_) | Credential::Node { .. } | Credential::Unknown => Ok(()),
         }
     }
 
@@ -362,7 +387,7 @@ impl Tree for Server {
     fn identity(&self, who: &Caller, place: Place) -> Result<Identity, Refusal> {
         let state = self.state();
         match self.outside(&state, who, place)? {
-            (stat, Some((file, object))) if matches!(file.content, Content::Live(_)) => {
+            (stat, Some((file, object))) if matches!(file.content, Content::Live(_) | Content::Owned(_)) => {
                 let stat = self.file_stat(&self.asked(&state, who, object), place, file, stat)?;
                 Ok(Identity::of(&stat))
             }

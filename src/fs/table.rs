@@ -25,7 +25,7 @@ impl File {
     pub(super) fn kind(&self) -> tree::Kind {
         match self.content {
             Content::New(_) | Content::Stream(..) => tree::Kind::Stream,
-            Content::Text(_) | Content::Live(_) | Content::Ctl(_) => tree::Kind::File,
+            Content::Text(_) | Content::Live(_) | Content::Owned(_) | Content::Ctl(_) => tree::Kind::File,
         }
     }
 }
@@ -36,6 +36,8 @@ pub(super) enum Content {
     Text(MakeText),
     /// Text of something else as well: of who asks, of this host, of other objects.
     Live(MakeText),
+    /// Text that only the node knows where the VM is. Elsewhere it is fetched from there as it is read, and has no size before that.
+    Owned(MakeText),
     /// Verbs are written, their usage is read.
     Ctl(&'static [Verb]),
     /// A clone file: attributes are written, numbers are read.

@@ -32,6 +32,13 @@ pub enum Credential {
         /// When it was issued, milliseconds since the epoch.
         issued_ms: u64,
     },
+    /// A node of the cluster, which says for whom it asks.
+    Node {
+        /// The node's name, by its certificate.
+        name: String,
+        /// The user's name, by its word; empty until it has said it.
+        user: String,
+    },
     /// Nothing.
     Unknown,
 }

@@ -49,7 +49,7 @@ static OBJECT_FILES: &[File] = &[
         content: Content::Stream(console::open, Some(Operation::Control)),
         help: "the serial console: read and write",
     },
-    File { number: 9, name: "log", content: Content::Live(log), help: "the console's past output" },
+    File { number: 9, name: "log", content: Content::Owned(log), help: "the console's past output" },
 ];
 
 pub(super) static KIND: Kind = Kind {

@@ -399,7 +399,8 @@ impl Node<'_> {
             invite: Arc::new(invite),
         };
         let agent = Agent::start(engine.clone(), hypervisor, host, supervisor.clone(), options).await?;
-        let server = crate::fs::Server::new(engine.clone(), Arc::new(agent.clone()), node);
+        let server =
+            crate::fs::Server::new(engine.clone(), Arc::new(agent.clone()), node, crate::ca::node_identity(data));
         let tree: Arc<dyn Tree> = Arc::new(server.clone());
         start_watch(supervisor, &server)?;
         let options = ninep::Options {

@@ -130,6 +130,8 @@ impl Drop for Lab {
 /// A node on a machine of the lab.
 pub struct Node {
     pub at: usize,
+    /// qemu, or simulated.
+    pub hypervisor: &'static str,
     data: PathBuf,
     mount: PathBuf,
     trace: PathBuf,
@@ -144,6 +146,7 @@ impl Node {
         std::fs::create_dir(&folder).unwrap();
         Node {
             at,
+            hypervisor: "simulated",
             data: folder.join("data"),
             mount: folder.join("n"),
             trace: folder.join("trace"),
@@ -179,7 +182,8 @@ impl Node {
 
     fn serve(&self, arguments: &[&str]) -> Command {
         let images = crate::images::images();
-        let mut command = self.command(&["serve", "--hypervisor", "simulated", "--images", images.to_str().unwrap()]);
+        let mut command =
+            self.command(&["serve", "--hypervisor", self.hypervisor, "--images", images.to_str().unwrap()]);
         command.args(["--data", self.data.to_str().unwrap(), "--mount", self.mount.to_str().unwrap()]).args(arguments);
         command
     }
@@ -269,6 +273,26 @@ impl Node {
         Ok(answer.trim().to_owned())
     }
 
+    /// Types a line at a console, and reads until it has printed `until`.
+    pub fn type_at_console(&self, path: &str, text: &str, until: &str) {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let (path, wanted) = (self.mount.join(path), until.to_owned());
+        let mut file = std::fs::File::options().read(true).write(true).open(path).unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        std::thread::spawn(move || {
+            let mut said = String::new();
+            let mut part = vec![0; 4096];
+            while !said.contains(&wanted) {
+                match file.read(&mut part) {
+                    Ok(count) if count > 0 => said.push_str(&String::from_utf8_lossy(&part[..count])),
+                    other => return sender.send(Err(format!("{other:?} after {said:?}"))),
+                }
+            }
+            sender.send(Ok(()))
+        });
+        receiver.recv_timeout(PATIENCE).unwrap().unwrap();
+    }
+
     /// A value of a `key value` file.
     pub fn value(&self, path: &str, key: &str) -> Option<String> {
         let text = self.try_read(path).ok()?;
@@ -309,7 +333,13 @@ impl Drop for Node {
 
 /// Nodes that form one cluster, all of them voters, once they are.
 pub fn cluster(lab: &Lab, count: usize) -> Vec<Node> {
+    cluster_of("simulated", lab, count)
+}
+
+/// The same with this hypervisor.
+pub fn cluster_of(hypervisor: &'static str, lab: &Lab, count: usize) -> Vec<Node> {
     let mut nodes: Vec<Node> = (0..count).map(|at| Node::new(lab, at)).collect();
+    nodes.iter_mut().for_each(|node| node.hypervisor = hypervisor);
     nodes[0].found();
     for at in 1..count {
         let (before, rest) = nodes.split_at_mut(at);

@@ -6,5 +6,6 @@ mod images;
 
 mod faults;
 mod formation;
+mod guest;
 mod lab;
 mod members;

@@ -125,6 +125,7 @@ impl Tree for Toy {
         let (uid, user) = match credential {
             Credential::Uid(uid) => (Some(*uid), format!("u{uid}")),
             Credential::Certificate { name, .. } => (None, name.clone()),
+            Credential::Node { user, .. } => (None, user.clone()),
             Credential::Unknown => (None, "none".to_owned()),
         };
         Caller { uid, user, authenticated_by, dialect, from: String::new() }

@@ -89,7 +89,7 @@ impl Cluster {
         let users = vec![user("ann", Role::Operator, 1001), user("vic", Role::Viewer, 1002)];
         engine.submit(By::User("root".into()), users).await.unwrap();
         let host = Arc::new(Host::new());
-        let server = Server::new(engine.clone(), host.clone(), NodeId(1));
+        let server = Server::new(engine.clone(), host.clone(), NodeId(1), "/nowhere".into());
         Cluster { engine, server, host }
     }
 

@@ -28,8 +28,11 @@ const TLS_BEGINS: [u8; 2] = [0x16, 0x03];
 
 /// What a certificate proves.
 pub(super) fn credential(holder: &Holder) -> Credential {
-    let Holder { name, serial, issued_ms, .. } = holder.clone();
-    Credential::Certificate { name, serial, issued_ms }
+    let Holder { name, serial, issued_ms, purpose, .. } = holder.clone();
+    match purpose {
+        Purpose::Node => Credential::Node { name, user: String::new() },
+        Purpose::User | Purpose::Other => Credential::Certificate { name, serial, issued_ms },
+    }
 }
 
 /// Where everybody comes in, by whatever listener.
@@ -76,9 +79,6 @@ impl Entrance {
 
     /// Serves whoever has proved to hold this certificate.
     pub async fn certified(&self, stream: impl AsyncRead + AsyncWrite + Unpin, holder: Holder, from: SocketAddr) {
-        if let Err(why) = holder.check_purpose(Purpose::User) {
-            return refuse(&from.to_string(), &why);
-        }
         let peer = Peer::of_certificate(from, credential(&holder));
         until_expired(&holder, self.converse(stream, peer)).await;
     }

@@ -8,6 +8,9 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use tokio::net::UnixStream;
 
+/// How a user is recognised for whom another node asks.
+pub const BY_A_NODE: &str = "another node's word";
+
 /// Who is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Peer {
@@ -48,7 +51,8 @@ impl Peer {
 
     /// Whoever has the key of a certificate.
     pub fn of_certificate(peer: SocketAddr, credential: Credential) -> Peer {
-        Peer { credential, recognised_by: "TLS certificate", from: peer.to_string() }
+        let recognised_by = if matches!(credential, Credential::Node { .. }) { BY_A_NODE } else { "TLS certificate" };
+        Peer { credential, recognised_by, from: peer.to_string() }
     }
 
     /// As whom they come in, to be counted.
@@ -56,6 +60,15 @@ impl Peer {
         let user = self.caller(tree, "").user;
         let Peer { credential, recognised_by, from } = self.clone();
         Newcomer { user, credential, recognised_by, from }
+    }
+
+    /// Who that is to the tree, when they attach as `uname`: only a node's word for it counts.
+    pub fn caller_as(&self, tree: &dyn Tree, dialect: &'static str, uname: &str) -> Caller {
+        let credential = match &self.credential {
+            Credential::Node { name, .. } => Credential::Node { name: name.clone(), user: uname.to_owned() },
+            other => other.clone(),
+        };
+        Peer { credential, ..self.clone() }.caller(tree, dialect)
     }
 
     /// Who that is to the tree.

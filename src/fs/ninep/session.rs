@@ -218,7 +218,7 @@ impl Session {
             Auth { .. } => {
                 Err(own(Code::NotFound, "not found: authentication is not required; attach without an afid"))
             }
-            Attach { fid, afid, aname, .. } => self.attach(fid, afid, aname, answer),
+            Attach { fid, afid, uname, aname, .. } => self.attach(fid, afid, (uname, aname), answer),
             Flush { oldtag } => self.flush(oldtag, answer),
             Walk { fid, newfid, names } => self.walk(fid, newfid, names, answer),
             Lopen { fid, flags } => self.lopen(fid, flags, answer),
@@ -291,13 +291,19 @@ impl Session {
         answer.reply(&Reply::Version { msize, version: dialect.name() })
     }
 
-    /// Who the user is was settled by the connection: `uname` and `n_uname` are not believed.
-    fn attach(&mut self, fid: u32, afid: u32, aname: &str, answer: &mut Answerer<'_>) -> Result<(), Failure> {
+    /// Who the user is was settled by the connection: `uname` and `n_uname` are not believed, but another node's.
+    fn attach(
+        &mut self,
+        fid: u32,
+        afid: u32,
+        (uname, aname): (&str, &str),
+        answer: &mut Answerer<'_>,
+    ) -> Result<(), Failure> {
         if afid != NOFID {
             return Err(own(Code::Invalid, "invalid afid: authentication is not required, so it must be NOFID"));
         }
         self.fids.check_free(fid)?;
-        let who = Arc::new(self.peer.caller(&*self.tree, answer.dialect.name()));
+        let who = Arc::new(self.peer.caller_as(&*self.tree, answer.dialect.name(), uname));
         self.caller = Some(who.clone());
         let (root, kind) = (Place::ROOT, Kind::Directory);
         let mut at = Fid { who, root, place: root, kind, open: None, running: 0 };

@@ -122,6 +122,8 @@ pub struct Options {
     pub aname: String,
     /// Who we are over TLS; none: the usual identity.
     pub identity: Option<PathBuf>,
+    /// Whom we ask for, of a server that takes our word for it, as nodes do of each other.
+    pub uname: String,
     /// Print every message to the standard error, as fcall(3) has it.
     pub prints: bool,
 }
@@ -172,7 +174,7 @@ impl Client {
     /// As [`Client::connect_with`].
     pub async fn connect_as(dial: &Dial, aname: &str, identity: Option<&Path>) -> Result<Client, ClientError> {
         let identity = identity.map(Path::to_owned);
-        Client::connect_with(dial, &Options { aname: aname.to_owned(), identity, prints: false }).await
+        Client::connect_with(dial, &Options { aname: aname.to_owned(), identity, ..Options::default() }).await
     }
 
     /// Connects and attaches in this way.
@@ -201,7 +203,7 @@ impl Client {
                 }
             };
             let client = Client { connection };
-            client.greet(&options.aname).await?;
+            client.greet(&options.uname, &options.aname).await?;
             Ok(client)
         })
         .await
@@ -222,7 +224,7 @@ impl Client {
         Fid { connection: self.connection.clone(), number: ROOT_FID, known: false }
     }
 
-    async fn greet(&self, aname: &str) -> Result<(), ClientError> {
+    async fn greet(&self, uname: &str, aname: &str) -> Result<(), ClientError> {
         let answered = self.connection.ask(None, &Request::Version { msize: MSIZE, version: VERSION_L }).await?;
         match answered.reply()? {
             Reply::Version { msize, version: VERSION_L } if (MSIZE_MIN..=MSIZE.min(MSIZE_MAX)).contains(&msize) => {
@@ -236,7 +238,7 @@ impl Client {
         }
         // Who we are by the kernel counts, where the server can ask it; other servers believe this.
         let n_uname = NumericId(rustix::process::geteuid().as_raw());
-        let attach = Request::Attach { fid: ROOT_FID, afid: NOFID, uname: "", aname, n_uname };
+        let attach = Request::Attach { fid: ROOT_FID, afid: NOFID, uname, aname, n_uname };
         let answered = self.connection.ask(None, &attach).await?;
         match answered.reply()? {
             Reply::Attach { .. } => Ok(()),

@@ -38,7 +38,7 @@ pub(super) async fn start(
     let mut waited = Duration::ZERO;
     loop {
         match tokio::time::timeout(STILL_WAITING, &mut starting).await {
-            Ok(Ok(Ok(client))) => return prepare(folder, client).await,
+            Ok(Ok(Ok(client))) => return prepare(folder, options, client).await,
             Ok(Ok(Err(error))) => return Err(cannot_start(folder, &error.to_string())),
             Ok(Err(panic)) => return Err(cannot_start(folder, &panic_message(panic))),
             Err(_elapsed) => waited += STILL_WAITING,
@@ -53,9 +53,10 @@ pub(super) async fn start(
     }
 }
 
-/// The tables, if they are not there. The first write is a barrier as well: it is applied after all that the Raft log had.
-async fn prepare(folder: &Path, client: Client) -> Result<Client, LogError> {
-    if super::rows::is_prepared(&client).await? {
+/// The tables. The first write is a barrier as well: it is applied after all that the Raft log had.
+async fn prepare(folder: &Path, options: &super::OpenOptions, client: Client) -> Result<Client, LogError> {
+    // In a cluster that is what `newest` is for, and a member that comes back need write nothing.
+    if !options.alone && super::rows::is_prepared(&client).await? {
         return Ok(client);
     }
     let schema = super::rows::schema() + super::snapshots::SCHEMA;
