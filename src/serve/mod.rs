@@ -34,6 +34,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, fmt, reload};
 
+/// How long a node that goes down tries to say so: without a quorum nobody can be told.
+const TELL_WITHIN: std::time::Duration = std::time::Duration::from_secs(3);
 /// The pause before a process puts a new one in its place.
 const START_ANEW_AFTER: std::time::Duration = std::time::Duration::from_millis(500);
 /// QEMU's binary.
@@ -161,13 +163,14 @@ fn start_trace(config: &Config) -> Result<SetTraceLevel, ServeError> {
     }))
 }
 
-/// A level without a module is ours; the libraries below have much to say, and say it from `warn` on.
+/// A level without a module is ours; the libraries below have much to say, and say it from `warn` on. The store's say ten times a second
+/// that a node is not there, which is in the events once: who wants to read that asks for `openraft=warn`.
 fn filter(level: &str) -> Result<EnvFilter, Refusal> {
     trace_level::check(level)?;
     let ours =
         level.split(',').map(|word| if word.contains('=') { word.to_owned() } else { format!("blixard={word}") });
     let directives: Vec<String> =
-        ["warn", "polyfuse=error", "hiqlite=error"].into_iter().map(str::to_owned).chain(ours).collect();
+        ["warn", "polyfuse=error", "hiqlite=off", "openraft=off"].into_iter().map(str::to_owned).chain(ours).collect();
     EnvFilter::try_new(directives.join(",")).map_err(|e| Refusal::invalid(format!("invalid level: {e}")))
 }
 
@@ -353,10 +356,11 @@ impl Node<'_> {
         stop_sockets.cancel();
         // First those who start machines, then what the machines of nobody had.
         self.supervisor.stop().await;
-        if ended.is_ok()
-            && let Err(refusal) = agent.stop().await
-        {
-            tracing::warn!(%refusal, "the log was not told that this node goes down");
+        if ended.is_ok() {
+            let told = tokio::time::timeout(TELL_WITHIN, agent.stop()).await;
+            if let Err(refusal) = told.unwrap_or_else(|_| Err(Refusal::again("there is no quorum to tell"))) {
+                tracing::warn!(%refusal, "the log was not told that this node goes down");
+            }
         }
         ended
     }

@@ -1,6 +1,7 @@
 //! A real guest in a real cluster: what only the node knows on which it runs is read and written on another.
 
 use crate::lab::{Lab, NAMES, PATIENCE, cluster_of, until};
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 #[test]
@@ -42,4 +43,38 @@ fn what_only_the_owner_knows_is_asked_of_it() {
     assert_eq!(nodes[other].read(&format!("vms/{id}/wait")), "stopped\n");
     nodes.iter_mut().for_each(|node| node.signal(rustix::process::Signal::TERM));
     nodes.iter_mut().for_each(|node| drop(node.await_end()));
+}
+
+/// The lines of README.md that a reader types, with this lab's folders in the place of the machine's.
+#[test]
+fn what_the_readme_shows() {
+    let lab = Lab::new(3);
+    let nodes = cluster_of("qemu", &lab, 3);
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let (_, part) = readme.split_once("In another shell (the tests type these lines):\n").unwrap();
+    let typed: Vec<&str> = part.split("\n## ").next().unwrap().lines().filter_map(|l| l.strip_prefix("    ")).collect();
+    assert!(typed.len() >= 8, "{typed:?}");
+    let (mounts, pids) = (lab.folder().join("n"), lab.folder().join("pids"));
+    [&mounts, &pids].iter().for_each(|folder| std::fs::create_dir(folder).unwrap());
+    for node in &nodes {
+        let name = NAMES[node.at];
+        std::os::unix::fs::symlink(lab.folder().join(name).join("n"), mounts.join(name)).unwrap();
+        std::fs::write(pids.join(format!("{name}.pid")), node.pid().to_string()).unwrap();
+    }
+    let script = typed.join("\n").replace("/n/", &format!("{}/", mounts.display()));
+    let script = script.replace("/var/lib/blixard-lab/", &format!("{}/", pids.display()));
+    let output = Command::new("bash").args(["-euc", &script]).stdin(Stdio::null()).output().unwrap();
+    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{script}\n{said}");
+    assert!(
+        said.contains("gamma  3   up     voter") && said.contains("running\n") && said.contains("quorum yes"),
+        "{said}"
+    );
+    let [alpha, beta, _] = &nodes[..] else { panic!() };
+    assert_eq!(beta.value("vms/web/status", "cpus").unwrap(), "2");
+    // The machine is ended where it runs, which may be where the daemon has been killed.
+    let mut alpha_again = alpha.again();
+    alpha_again.start(&[]);
+    beta.write("vms/web/ctl", "kill\n").unwrap();
+    assert_eq!(beta.read("vms/web/wait"), "stopped\n");
 }

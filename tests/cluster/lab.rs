@@ -239,6 +239,18 @@ impl Node {
         self.trace_text()
     }
 
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().unwrap().id()
+    }
+
+    /// The same node, whose daemon somebody else has killed.
+    pub fn again(&self) -> Node {
+        run("umount", &["-l", self.mount.to_str().unwrap()]);
+        let (data, mount, trace, namespace) =
+            (self.data.clone(), self.mount.clone(), self.trace.clone(), self.namespace.clone());
+        Node { at: self.at, hypervisor: self.hypervisor, data, mount, trace, namespace, process: None }
+    }
+
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(self.process.as_ref().unwrap()), signal).unwrap();
     }
