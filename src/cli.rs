@@ -66,6 +66,9 @@ pub enum Verb {
     },
     /// Print files, as they come: streams too
     Cat {
+        /// First wait until the node's tree has everything that was committed anywhere before
+        #[arg(long)]
+        sync: bool,
         /// Which
         #[arg(required = true)]
         paths: Vec<String>,
@@ -169,7 +172,12 @@ async fn carry_out(client: &Client, verb: &Verb) -> Result<(), Failure> {
     match verb {
         Verb::New { kind, attrs, wait } => new(client, kind, attrs, *wait).await,
         Verb::Ls { long, path } => ls(client, path, *long).await,
-        Verb::Cat { paths } => cat(client, paths).await,
+        Verb::Cat { sync, paths } => {
+            if *sync {
+                client.read_all("sync").await.map_err(at("sync"))?;
+            }
+            cat(client, paths).await
+        }
         Verb::Write { path, text, append, wait } => write(client, path, text.as_deref(), *append, *wait).await,
         Verb::Rm { path } => client.remove(path).await.map_err(at(path)),
         Verb::Status => status(client).await,

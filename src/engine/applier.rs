@@ -114,7 +114,6 @@ impl Applier {
         self.replica = replica;
         let Replica { state, seq, chain, digest } = &self.replica;
         self.mark = self.mark.filter(|(mark, _)| mark > seq);
-        self.audit.begin_at(*seq).await?;
         if self.mark.is_none() {
             self.log.mark(*seq, *chain).map_err(|error: LogError| error.to_string())?;
         }

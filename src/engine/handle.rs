@@ -122,7 +122,10 @@ impl Engine {
         let writing = async { written.await.map_err(|_panicked| "its thread has panicked".to_owned())? };
         let scribe = supervise("audit trail", writing, failing.clone());
         let (replica, view) = recover(&*log, &recorder).await?;
-        recorder.begin_at(replica.seq).await.map_err(LogError::Failed)?;
+        // In a cluster the log may reach further than this node knows yet.
+        if log.alone() {
+            recorder.begin_at(replica.seq).await.map_err(LogError::Failed)?;
+        }
         let mark = log.last_mark().filter(|(seq, _)| *seq > replica.seq);
         let waiters = Arc::new(Waiters::default());
         let (submissions, queue) = Submissions::new(waiters.clone(), clock.clone(), node, boot);

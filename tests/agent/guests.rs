@@ -362,6 +362,29 @@ async fn a_machine_that_is_slow_to_be_taken_back_goes_on() {
     bed.is(vm, Actual::Stopped).await;
 }
 
+/// A record that can't be read at this moment is read later: only one that is damaged says nothing.
+#[tokio::test(start_paused = true)]
+async fn a_record_that_cannot_be_read_now_ends_nothing() {
+    let mut bed = Bed::new().await;
+    let vm = running(&bed, spec()).await;
+    bed.crash_agent().await;
+    let record = bed.folder.path().join(format!("data/vms/{vm}/record"));
+    let aside = record.with_extension("aside");
+    // EISDIR, as good as any other error of the disk.
+    std::fs::rename(&record, &aside).unwrap();
+    std::fs::create_dir(&record).unwrap();
+    bed.start_agent().await;
+    pass(Duration::from_secs(120)).await;
+    assert_eq!((bed.vm(vm).actual, bed.world.launches(vm.0)), (Actual::Running, 1));
+    assert!(bed.vm(vm).error.as_ref().is_some_and(|error| error.contains("its record can't be read")));
+    std::fs::remove_dir(&record).unwrap();
+    std::fs::rename(&aside, &record).unwrap();
+    pass(Duration::from_secs(120)).await;
+    assert_eq!((bed.vm(vm).actual, bed.world.launches(vm.0)), (Actual::Running, 1));
+    bed.tell(vm, VmVerb::Kill).await.unwrap();
+    bed.is(vm, Actual::Stopped).await;
+}
+
 /// How a machine ended is known although the agent dies before it has told anybody.
 #[tokio::test(start_paused = true)]
 async fn a_power_off_that_could_not_be_reported_is_reported_by_the_next_life() {

@@ -20,6 +20,9 @@ fn three_machines_are_one_tree() {
             ("3".into(), "yes".into())
         );
     }
+    nodes[0].blixard(&["write", "vms/web/ctl", "stop"]);
+    let seen = nodes[2].blixard(&["cat", "--sync", "vms/web/status"]);
+    assert!(seen.contains("\ndesired stopped\n"), "{seen}");
     await_same(&nodes);
     // Users come in at the port where nodes do.
     alpha.blixard(&["new", "users", "name=ann", "role=operator"]);

@@ -5,6 +5,7 @@
 mod cluster;
 mod entries;
 mod model;
+mod nodes;
 mod play;
 mod replay;
 mod rights;

@@ -4,7 +4,7 @@
 //! runs that a former life left.
 
 use super::decide::{Asked, Seen, Step, decide};
-use super::record::MachineRecord;
+use super::record::{MachineRecord, is_damaged};
 use super::start::{Look, end_processes, give_back, plan, release, remove, remove_record, start};
 use super::{AGAIN_AFTER, Shared};
 use crate::engine::hypervisor::{Exit, HypervisorError, Instance, Record, Running};
@@ -150,7 +150,19 @@ impl Actor {
     async fn find(&mut self, stop: &CancellationToken) -> Result<(), String> {
         // A former actor may have held a machine, and did not see its end.
         self.shared.instances().remove(&self.id);
-        let (process, look) = match self.shared.records.read(self.id.0) {
+        let read = loop {
+            match self.shared.records.read(self.id.0) {
+                Err(error) if !is_damaged(&error) => {
+                    // Want of a descriptor or of luck with the disk: its guest may be in the best of health.
+                    self.trouble(format!("its record can't be read: {error}; it is tried again")).await?;
+                    if self.waits(stop).await {
+                        return Ok(());
+                    }
+                }
+                read => break read,
+            }
+        };
+        let (process, look) = match read {
             Ok(None) => return Ok(()),
             Ok(Some(record)) => match self.take_back(&record, stop).await? {
                 Some(look) => {
@@ -160,7 +172,7 @@ impl Actor {
                 None => return Ok(()),
             },
             Err(error) => {
-                tracing::warn!(vm = %self.id, %error, "its record can't be read, so what runs is ended");
+                tracing::warn!(vm = %self.id, %error, "its record is damaged, so what runs is ended");
                 (None, Look::Everywhere)
             }
         };
@@ -192,12 +204,20 @@ impl Actor {
             let sentence =
                 format!("its machine does not let itself be taken back: {why}; it is asked again, or kill the vm");
             self.trouble(sentence).await?;
-            tokio::select! {
-                () = stop.cancelled() => return Ok(None),
-                () = self.changed.notified() => {}
-                () = tokio::time::sleep(TAKE_BACK_AGAIN_AFTER) => {}
+            if self.waits(stop).await {
+                return Ok(None);
             }
         }
+    }
+
+    /// Until it is worth another try; true: the actor is to end.
+    async fn waits(&self, stop: &CancellationToken) -> bool {
+        tokio::select! {
+            () = stop.cancelled() => return true,
+            () = self.changed.notified() => {}
+            () = tokio::time::sleep(TAKE_BACK_AGAIN_AFTER) => {}
+        }
+        false
     }
 
     /// Is this generation to go on?

@@ -2,6 +2,7 @@
 //! left behind and belongs to nothing.
 
 use super::actor::Actor;
+use super::record::is_damaged;
 use super::resources::Resource;
 use super::start::{release, remove};
 use super::supervisor::Policy;
@@ -232,7 +233,13 @@ pub(super) async fn clear_up(shared: &Arc<Shared>) -> Result<(), AgentError> {
                 recorded.insert(vm);
             }
             Ok(_) => {}
-            Err(error) => tracing::warn!(vm, %error, "its record can't be read; whatever runs is an orphan"),
+            // Its actor tries again; until then what runs is nobody's prey.
+            Err(error) if here(vm) && !is_damaged(&error) => {
+                tracing::warn!(vm, %error, "its record can't be read now");
+                known.extend(shared.records.run_dirs(vm));
+                recorded.insert(vm);
+            }
+            Err(error) => tracing::warn!(vm, %error, "its record is damaged; whatever runs is an orphan"),
         }
     }
     for (record, run_dir) in shared.hypervisor.orphans(&vms_dir, &known).await? {

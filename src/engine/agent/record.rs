@@ -21,6 +21,11 @@ pub(super) struct MachineRecord {
 #[derive(Debug, Clone)]
 pub(super) struct Records(PathBuf);
 
+/// Is it that a record says nothing, rather than that it can't be read now?
+pub(super) fn is_damaged(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
+}
+
 impl Records {
     /// Below the data folder; made if need be. Guests' processes pass through it on the way to their own folders.
     pub(super) fn open(data: &Path) -> io::Result<Records> {
