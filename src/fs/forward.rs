@@ -3,9 +3,8 @@
 //! A question that came from another node is never passed on: two nodes that each believe in the other would pass it for ever.
 
 use super::handles::Open;
-use super::ninep::BY_A_NODE;
 use super::table::Asked;
-use super::tree::{Answer, Handle, OpenMode};
+use super::tree::{Answer, BY_A_NODE, Handle, OpenMode};
 use crate::engine::state::{Node, VmId};
 use crate::ninep::client::{Client, ClientError, File, Options};
 use crate::ninep::linux::open as flags;

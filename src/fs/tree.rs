@@ -43,6 +43,9 @@ pub enum Credential {
     Unknown,
 }
 
+/// How a user is recognised for whom another node asks.
+pub const BY_A_NODE: &str = "another node's word";
+
 /// Who is asking.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Caller {

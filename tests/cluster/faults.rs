@@ -173,7 +173,12 @@ mod slow {
                     .iter()
                     .map(|at| {
                         let (node, stop) = (&nodes[*at], &stop);
-                        scope.spawn(move || write_users(node, &format!("t{round}x{at}"), 60, stop))
+                        scope.spawn(move || {
+                            let record = write_users(node, &format!("t{round}x{at}"), 60, stop);
+                            // Whoever is cut off would wait for each of them.
+                            stop.store(true, Ordering::Relaxed);
+                            record
+                        })
                     })
                     .collect();
                 for writer in all {

@@ -8,10 +8,11 @@ fn three_machines_are_one_tree() {
     let nodes = cluster(&lab, 3);
     let [alpha, beta, gamma] = &nodes[..] else { panic!() };
     let id = alpha.new_object("vms/new", "name=web image=tiny").unwrap();
+    beta.read("sync");
     beta.write(&format!("vms/{id}/ctl"), "start\n").unwrap();
     assert_eq!(beta.value(&format!("vms/{id}/status"), "desired").unwrap(), "running", "who wrote sees it");
-    assert_eq!(gamma.read(&format!("vms/{id}/wait")), "running\n");
     gamma.read("sync");
+    assert_eq!(gamma.read(&format!("vms/{id}/wait")), "running\n");
     assert_eq!(gamma.value("vms/web/status", "state").unwrap(), "running");
     for node in &nodes {
         assert_eq!(node.value("status", "nodes").unwrap(), "3 up of 3");

@@ -10,6 +10,7 @@ fn what_only_the_owner_knows_is_asked_of_it() {
     let mut nodes = cluster_of("qemu", &lab, 2);
     let id = nodes[0].new_object("vms/new", "name=web image=tiny memory=128M").unwrap();
     nodes[0].write(&format!("vms/{id}/ctl"), "start\n").unwrap();
+    nodes[1].read("sync");
     assert_eq!(nodes[1].read(&format!("vms/{id}/wait")), "running\n");
     let on = nodes[1].value("vms/web/status", "node").unwrap();
     let owner = nodes.iter().position(|node| NAMES[node.at] == on).unwrap();

@@ -21,7 +21,6 @@ mod sock_diag;
 mod waiting;
 
 pub use listener::ListenError;
-pub(super) use peer::BY_A_NODE;
 
 use super::sessions::Sessions;
 use super::tree::Tree;

@@ -2,14 +2,11 @@
 
 use super::sock_diag;
 use crate::fs::sessions::Newcomer;
-use crate::fs::tree::{Caller, Credential, Tree};
+use crate::fs::tree::{BY_A_NODE, Caller, Credential, Tree};
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
 use tokio::net::UnixStream;
-
-/// How a user is recognised for whom another node asks.
-pub const BY_A_NODE: &str = "another node's word";
 
 /// Who is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
