@@ -7,6 +7,7 @@ use crate::engine::Engine;
 use crate::engine::agent::{Policy, Supervisor};
 use crate::engine::log::forward::{Answered, FORWARDED_BYTES_MAX, Forward, Forwarded};
 use crate::engine::log::{AppendError, HiqliteLog, Log};
+use crate::engine::state::membership::unknown_token;
 use crate::engine::state::{By, Command, NodeId, NodeRole, RaftId, Reply, State};
 use crate::fs::ninep::Door;
 use crate::member::Member;
@@ -147,6 +148,13 @@ impl Hall {
             return Err(Refusal::denied("no permission: this node can't let others in; ask one that votes"));
         }
         let secret_sha256 = cluster::secret_sha256(&secret)?;
+        // Whoever reaches the port can ask, so that nothing is signed or written into the log for who holds no token.
+        if !opened.engine.state().knows_token(&secret_sha256) {
+            opened.engine.sync().await?;
+            if !opened.engine.state().knows_token(&secret_sha256) {
+                return Err(unknown_token());
+            }
+        }
         let hosts = cluster::hosts_of(&address).map_err(|error| Refusal::invalid(error.to_string()))?;
         // Before anything is decided: a request that can't be signed lets nobody in.
         let signed = ca::sign_node(&self.0.data, &name, &hosts, &request);

@@ -71,9 +71,12 @@ fn a_token_lets_one_machine_in() {
         assert_eq!(refused(&mut cluster, odd(address)).0, Code::Invalid, "{address}");
     }
     assert_eq!(cluster.done(By::Agent, joining(1, "beta")), Reply::Created(2), "no refusal has used it up");
+    assert_eq!(cluster.done(By::Agent, joining(1, "beta")), Reply::Created(2), "what it was told may have been lost");
     assert_eq!(refused(&mut cluster, joining(1, "gamma")).0, Code::Denied);
+    said_by(&mut cluster, 2, node_up("boot-x")).unwrap();
+    assert_eq!(refused(&mut cluster, joining(1, "beta")).0, Code::Denied, "it is in, and the token is used up");
     let beta = cluster.state.node(NodeId(2)).unwrap();
-    assert_eq!((beta.raft, beta.role, beta.up), (RaftId(2), NodeRole::Voter, false));
+    assert_eq!((beta.raft, beta.role, beta.up), (RaftId(2), NodeRole::Voter, true));
     // A user can't let anybody in, however mighty; and only an admin invites.
     assert_eq!(cluster.refused(user("root"), joining(1, "x")).0, Code::Denied);
     let expires_ms = cluster.now_ms + 1;

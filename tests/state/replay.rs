@@ -3,7 +3,7 @@
 use super::cluster::{Cluster, NODE, spec, user};
 use super::play::play;
 use super::steps::Step;
-use blixard::engine::state::{DecodeError, Entry, EntryId, State, VmVerb};
+use blixard::engine::state::{DecodeError, Entry, EntryId, STATE_FORMAT, State, VmVerb};
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 
@@ -100,7 +100,7 @@ fn what_is_no_state_or_entry_is_not_taken_for_one() {
     let mut other = state.clone();
     other[0] = 9;
     let error = State::decode(&other).unwrap_err();
-    assert_eq!(error.to_string(), "it has format 9, and this blixard knows format 2");
+    assert_eq!(error.to_string(), format!("it has format 9, and this blixard knows format {STATE_FORMAT}"));
     for cut in 1..state.len() {
         assert!(State::decode(&state[..cut]).is_err(), "cut at {cut}");
     }

@@ -63,7 +63,8 @@ impl Records {
     pub(super) fn read(&self, vm: u64) -> io::Result<Option<MachineRecord>> {
         match std::fs::read(self.of(vm).join("record")) {
             Ok(text) => serde_json::from_slice(&text).map(Some).map_err(io::Error::from),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            // Where no folder is, no record is.
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
             Err(error) => Err(error),
         }
     }

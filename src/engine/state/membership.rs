@@ -98,6 +98,12 @@ impl State {
         self.nodes.values().filter(|node| node.role == NodeRole::Voter)
     }
 
+    /// Does the secret with this hash open anything: an invitation, or the way of a machine that has joined with it and was not up yet?
+    pub fn knows_token(&self, secret_sha256: &[u8; 32]) -> bool {
+        self.invites.values().any(|invite| invite.secret_sha256 == *secret_sha256)
+            || self.nodes.values().any(|node| node.joined_with == Some(*secret_sha256))
+    }
+
     /// The node that has this identity in Raft.
     pub fn node_of_raft(&self, raft: RaftId) -> Option<&Node> {
         self.nodes.values().find(|node| node.raft == raft)
@@ -137,13 +143,17 @@ impl Work<'_> {
         check_address(joining.address)?;
         check_format(joining.name, joining.entry_format, self.state.entry_format())?;
         check_release(joining.release)?;
+        // What it was told did not reach it, and it asks again.
+        let before = self.state.nodes.values().find(|node| node.joined_with == Some(*joining.secret_sha256));
+        if let Some(node) =
+            before.filter(|node| (node.name.as_str(), node.address.as_str()) == (joining.name, joining.address))
+        {
+            return Ok(Reply::Created(node.id.0));
+        }
         let now_ms = self.state.now.millis();
         let found = self.state.invites.iter().find(|(_, invite)| invite.secret_sha256 == *joining.secret_sha256);
         let Some((id, invite)) = found.map(|(id, invite)| (*id, invite.clone())) else {
-            return Err(Refusal::denied(
-                "no permission: this token is not known here: it was used before, has expired, or is another cluster's; \
-                 'blixard cluster invite' makes a new one",
-            ));
+            return Err(unknown_token());
         };
         if invite.expires_ms <= now_ms {
             return Err(Refusal::denied(
@@ -170,6 +180,7 @@ impl Work<'_> {
         let node = Node {
             role: invite.role,
             raft,
+            joined_with: Some(*joining.secret_sha256),
             address: joining.address.to_owned(),
             entry_format: joining.entry_format,
             release: joining.release.to_owned(),
@@ -327,6 +338,14 @@ impl Work<'_> {
         self.touch(Kind::Node);
         Ok(Reply::Done)
     }
+}
+
+/// The refusal of a token that opens nothing.
+pub fn unknown_token() -> Refusal {
+    Refusal::denied(
+        "no permission: this token is not known here: it was used before, has expired, or is another cluster's; \
+         'blixard cluster invite' makes a new one",
+    )
 }
 
 fn too_many_voters() -> Refusal {

@@ -33,6 +33,8 @@ pub struct Node {
     pub role: NodeRole,
     /// Its identity there.
     pub raft: RaftId,
+    /// The hash of the secret with which it joined, until it has been up: what it was told may have been lost on the way.
+    pub joined_with: Option<[u8; 32]>,
     /// Where other nodes reach it, as `HOST!PORT`; empty: nobody does.
     pub address: String,
     /// The highest format of entries that it knows.
@@ -67,6 +69,7 @@ impl Node {
             vcpus_max: None,
             role: NodeRole::Voter,
             raft: RaftId(id.0),
+            joined_with: None,
             address: String::new(),
             entry_format: ENTRY_FORMAT,
             release: String::new(),
@@ -108,7 +111,7 @@ impl Work<'_> {
         name::check(report.hypervisor)?;
         let mut earlier_boot = String::new();
         let reply = self.change_node(What::Up, |node| {
-            node.up = true;
+            (node.up, node.joined_with) = (true, None);
             earlier_boot = std::mem::replace(&mut node.host_boot, report.host_boot.to_owned());
             report.hypervisor.clone_into(&mut node.hypervisor);
             (node.memory_bytes, node.cpus) = (report.memory_bytes, report.cpus);
