@@ -46,8 +46,8 @@ impl Default for Options {
     }
 }
 
-/// How long a node of a cluster may take at its start to come as far as the others are.
-const START_WITHIN: Duration = Duration::from_secs(120);
+/// How long a node of a cluster may take at its start, once there is a leader, to come as far as the others are.
+const START_WITHIN: Duration = Duration::from_secs(60);
 /// The pause between two tries.
 const START_PAUSE: Duration = Duration::from_millis(200);
 /// How long closing waits for what has been submitted to be appended and applied.

@@ -41,7 +41,9 @@ impl Invitation {
         let role = attributes.parsed("role", str::parse::<NodeRole>)?.unwrap_or_default();
         let open_ms = attributes.parsed("expires", duration::parse)?.unwrap_or(OPEN_MS);
         let (token, secret_sha256) = self.open.server.host().invite()?;
-        let expires_ms = self.open.server.state().now().millis().saturating_add(open_ms);
+        // Not the state's time: while nothing happens that stands still.
+        let now = self.open.server.engine().time().map_err(|error| Refusal::again(error.to_string()))?;
+        let expires_ms = now.millis().saturating_add(open_ms);
         Ok((line.number, Command::InviteNew { secret_sha256, role, expires_ms }, token))
     }
 }

@@ -210,6 +210,8 @@ async fn run(config: &Config, start: &Start, set_trace_level: SetTraceLevel) -> 
         Err(ServeError::Log(LogError::Damaged { what, .. })) if has_others(config) => {
             return Err(stale_store(&config.data, format!("{STALE_STORE}: {what}")));
         }
+        // There is a leader, and still nothing comes: as good as a log that has ended.
+        Err(ServeError::Log(error)) if has_others(config) => return Err(ServeError::Again(error.to_string())),
         Err(error) => return Err(error),
     };
     let node = Node { config, data: data.path(), member: &member, engine: &engine, log: &log, supervisor: &supervisor };

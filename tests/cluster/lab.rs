@@ -335,6 +335,9 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("trace of {}:\n{}", NAMES[self.at], self.trace_text());
+        }
         if self.process.is_some() {
             // Whatever state it is in.
             self.signal(Signal::CONT);

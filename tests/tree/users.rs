@@ -58,6 +58,7 @@ const TABLE: &str = "
 /ipam               l   l   l   l   -
 /ipam/list          r   r   r   r   -
 /ipam/new           rw  r   r   r   -
+/nodes/new          rw  r   r   r   -
 /ipam/default       ld  l   l   l   -
 /ipam/default/ctl   rw  r   r   r   -
 /ipam/default/*     r   r   r   r   -

@@ -20,7 +20,7 @@ pub use space::DISK_RESERVE_BYTES;
 
 use super::committed::{self, Committed, WAITING_MAX};
 use super::forward::{Forward, Forwarded};
-use super::{AppendError, BATCH_RECORDS_MAX, Health, Log, LogError, Record, Snapshot};
+use super::{AppendError, BATCH_RECORDS_MAX, Health, Log, LogError, Record, Role, Snapshot};
 use async_trait::async_trait;
 use bytes::Bytes;
 use hiqlite::{Client, LogSync, Param};
@@ -41,7 +41,8 @@ const NOTHING_LEFT: &str =
 const CUT_SLICE: i64 = 5_000;
 /// How long hiqlite may take to end. A node alone needs some milliseconds.
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
-/// After so many appends in a row without an answer, a node that is its own quorum is not waiting for anybody: the store is dead.
+/// After so many appends in a row without an answer, a node that is its own quorum, or leads with one, is not waiting for anybody: the
+/// store is dead.
 const SILENT_APPENDS_MAX: u32 = 3;
 
 /// When an append counts as done.
@@ -231,7 +232,10 @@ impl HiqliteLog {
         if let Err(fatal) = metrics.running_state {
             return AppendError::Fatal(fatal.to_string());
         }
-        if self.alone() && silent >= SILENT_APPENDS_MAX {
+        // A node alone waits for nobody; and a leader whom a majority answers waits for its own store.
+        let health = members::health(&self.client);
+        let waits_for_nobody = self.alone() || (health.role == Role::Leader && health.quorum);
+        if waits_for_nobody && silent >= SILENT_APPENDS_MAX {
             return AppendError::Fatal(format!("no answer to {silent} appends in a row"));
         }
         error
