@@ -239,6 +239,22 @@ async fn a_barrier_puts_nothing_into_the_log() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn renewals_of_leases_are_not_in_the_audit_trail() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options { audit: Some(folder.path().join("audit")), submit_patience: PATIENCE, ..Options::default() };
+    let engine = start_with(MemoryLog::open(), 1, options).await.unwrap();
+    engine.submit(By::Agent, init()).await.unwrap();
+    for counter in 1..=3 {
+        engine.submit(By::Agent, vec![Command::LeaseRenew { counter, length_ms: 10_000 }]).await.unwrap();
+    }
+    engine.submit(By::Agent, vec![Command::LeaseRenew { counter: 1, length_ms: 10_000 }]).await.unwrap_err();
+    engine.submit(root(), user("ann")).await.unwrap();
+    let lines = engine.audit_after(0, 100).await.unwrap().lines;
+    let begins: Vec<_> = lines.iter().map(|line| line.split(' ').next().unwrap()).collect();
+    assert_eq!(begins, ["1", "5", "6"], "{lines:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_entry_is_in_the_audit_trail_with_who_what_and_how_it_ended() {
     let folder = tempfile::tempdir().unwrap();
     let (log, committed) = MemoryLog::open();

@@ -8,6 +8,7 @@ mod files;
 mod line;
 
 use super::replica::Step;
+use super::state::Command;
 use files::Writer;
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -109,6 +110,12 @@ impl Recorder {
 
 const ENDED: &str = "the audit trail can't be written any more";
 
+/// A lease that was renewed: tens of thousands a day that say nothing but that all is well.
+fn is_renewal(step: &Step) -> bool {
+    let renewal = |command: &Command| matches!(command, Command::LeaseRenew { .. });
+    step.outcome.is_ok() && step.entry.commands.iter().all(renewal)
+}
+
 impl Scribe {
     /// Writes until there is no recorder left. The error is a sentence.
     pub(super) fn run(mut self) -> Result<(), String> {
@@ -129,8 +136,11 @@ impl Scribe {
                     if step.seq > newest + 1 && self.writer.is_some() {
                         lines.push_str(&format!("# entries {} to {} are missing here\n", newest + 1, step.seq - 1));
                     }
-                    let line = line::of(&step);
                     newest = step.seq;
+                    if is_renewal(&step) {
+                        continue;
+                    }
+                    let line = line::of(&step);
                     self.keep(newest, &line);
                     lines.push_str(&line);
                     lines.push('\n');
