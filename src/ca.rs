@@ -5,6 +5,7 @@
 //! Knows `ninep` (identities), `clock` and `text`.
 
 use crate::clock::{ClockError, system_millis};
+use crate::durable;
 use crate::ninep::holder::{Holder, Purpose};
 use crate::text::attrs::{quote, shown};
 use crate::text::{Refusal, columns::Table, name, time::rfc3339};
@@ -290,16 +291,7 @@ impl Folder {
 
     /// Writes a file as a whole: it has what it had before, or this.
     fn put(&self, file: &str, mode: u32, text: &str) -> Result<(), CaError> {
-        let (path, new) = (self.0.join(file), self.0.join(format!("{file}.new")));
-        let written = || {
-            let mut options = OpenOptions::new();
-            let mut output = options.write(true).create(true).truncate(true).mode(mode).open(&new)?;
-            output.write_all(text.as_bytes())?;
-            output.sync_all()?;
-            std::fs::rename(&new, &path)?;
-            File::open(&self.0)?.sync_all()
-        };
-        written().map_err(self.io(file))
+        durable::replace(&self.0.join(file), mode, text.as_bytes()).map_err(self.io(file))
     }
 
     fn text(&self, file: &str) -> Result<String, CaError> {

@@ -4,10 +4,11 @@
 //! hash of the authority's certificate, and a secret that works once. Knows `ca`, `member`, `peers`, `ninep` (identities) and `text`.
 
 use crate::ca::{self, CaError};
+use crate::durable;
 use crate::member::{self, Member, MemberError};
 use crate::ninep::identity::Identity;
 use crate::ninep::tls;
-use crate::peers::ask::{Answer, Question, Welcome, ask_to_join};
+use crate::peers::ask::{Answer, Question, SECRET_BYTES, Welcome, ask_to_join};
 use crate::peers::host_and_port;
 use crate::text::{Code, Refusal};
 use base64::Engine as _;
@@ -15,15 +16,11 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use clap::Subcommand;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::fs::OpenOptions;
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// What a token begins with: what it is, and in which form.
 const TOKEN_BEGINS: &str = "blixard1.";
-/// Length of the secret in a token.
-const SECRET_BYTES: usize = 16;
 
 /// What to do.
 #[derive(Debug, Clone, Subcommand)]
@@ -159,20 +156,6 @@ pub fn token(identity: &Identity, addresses: Vec<String>) -> Result<(String, [u8
     Ok((token.print()?, Sha256::digest(secret).into()))
 }
 
-/// The SHA-256 of a secret as it comes in a question.
-///
-/// # Errors
-/// It is no secret.
-pub fn secret_sha256(hexadecimal: &str) -> Result<[u8; 32], Refusal> {
-    let digits = hexadecimal.as_bytes().chunks_exact(2).map(|pair| {
-        let pair = std::str::from_utf8(pair).ok()?;
-        u8::from_str_radix(pair, 16).ok()
-    });
-    let bytes: Option<Vec<u8>> = digits.collect();
-    let bytes = bytes.filter(|bytes| bytes.len() == SECRET_BYTES && hexadecimal.len() == 2 * SECRET_BYTES);
-    Ok(Sha256::digest(bytes.ok_or_else(|| invalid_token("its secret has another length"))?).into())
-}
-
 /// Who joins.
 #[derive(Debug, Clone, Copy)]
 pub struct Joiner<'a> {
@@ -200,7 +183,7 @@ pub async fn join(token: &str, joiner: Joiner<'_>) -> Result<Member, ClusterErro
     })?;
     let (key, request) = ca::request(name)?;
     let question = Question::Join {
-        secret: token.secret.iter().map(|byte| format!("{byte:02x}")).collect(),
+        secret: token.secret,
         name: name.to_owned(),
         address: address.clone(),
         entry_format,
@@ -218,16 +201,20 @@ pub async fn join(token: &str, joiner: Joiner<'_>) -> Result<Member, ClusterErro
 
 /// Asks one member after the other until one answers.
 async fn welcome(token: &Token, question: &Question) -> Result<Welcome, Refusal> {
-    let mut unreachable = Vec::new();
+    let mut unanswered = Vec::new();
     for address in &token.addresses {
         match ask_to_join(token.authority_sha256, address, question).await {
             Ok(Answer::Welcome(welcome)) => return Ok(*welcome),
             Ok(_other) => return Err(Refusal::fault(format!("invalid answer of {address}"))),
-            Err(refusal) if refusal.code == Code::HostDown => unreachable.push(refusal.sentence),
+            // It can't be reached, or is none that can let others in at this moment: another may be.
+            Err(refusal) if matches!(refusal.code, Code::HostDown | Code::Again) => unanswered.push(refusal.sentence),
             Err(refusal) => return Err(refusal),
         }
     }
-    Err(Refusal::new(Code::HostDown, format!("no member of the cluster could be reached: {}", unreachable.join("; "))))
+    Err(Refusal::new(
+        Code::HostDown,
+        format!("no member of the cluster could let this machine in: {}", unanswered.join("; ")),
+    ))
 }
 
 /// What the stores know each other by, where the store will look for it.
@@ -236,9 +223,7 @@ fn keep_secrets(data: &Path, (raft, api): &(String, String)) -> Result<(), Clust
     let path = folder.join("secret");
     let written = || {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
-        file.write_all(format!("{raft}\n{api}\n").as_bytes())?;
-        file.sync_all()
+        durable::replace(&path, 0o600, format!("{raft}\n{api}\n").as_bytes())
     };
     written().map_err(|source| ClusterError::Io { path: path.clone(), source })
 }
@@ -256,8 +241,6 @@ mod tests {
         for wrong in ["", "blixard1.", "blixard2.AAAA", "hello", cut] {
             assert!(Token::parse(wrong).unwrap_err().sentence.starts_with("invalid token"), "{wrong}");
         }
-        assert_eq!(secret_sha256(&"09".repeat(16)).unwrap(), <[u8; 32]>::from(Sha256::digest([9; 16])));
-        assert!(secret_sha256("09").is_err() && secret_sha256(&"zz".repeat(16)).is_err());
     }
 
     #[test]

@@ -14,6 +14,7 @@
 //! - [`peers`]: between nodes: one port, mutual TLS, tunnels for the stores
 //! - [`ninep`]: 9P messages, and a client: knows only `text`
 //! - [`ipam`]: pools and leases: pure
+//! - [`durable`]: small files that are replaced as a whole
 //! - [`clock`]: the hybrid logical clock
 //! - [`text`]: `attr=value`, `key value`, columns, sizes, durations, refusals: parsing and printing
 
@@ -22,6 +23,7 @@ pub mod cli;
 pub mod clock;
 pub mod cluster;
 pub mod config;
+pub mod durable;
 pub mod engine;
 pub mod fs;
 pub mod ipam;

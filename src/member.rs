@@ -3,12 +3,11 @@
 //! Without it a data folder belongs to no cluster, and nothing is begun by accident: a first node whose disk was lost would
 //! otherwise be a second cluster of the same name. Knows `peers` (addresses) and `text`.
 
+use crate::durable;
 use crate::peers::{Loopback, Peer};
 use crate::text::{Dial, Refusal, name};
 use serde::{Deserialize, Serialize};
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// The file in the data folder.
@@ -116,17 +115,10 @@ impl Member {
     /// # Errors
     /// The system's.
     pub fn write(&self, data: &Path) -> Result<(), MemberError> {
-        let (path, new) = (data.join(FILE), data.join("member.toml.new"));
+        let path = data.join(FILE);
         let text = toml::to_string(self)
             .map_err(|error| MemberError::Invalid { path: path.clone(), why: error.to_string() })?;
-        let written = || {
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-            file.write_all(text.as_bytes())?;
-            file.sync_all()?;
-            std::fs::rename(&new, &path)?;
-            File::open(data)?.sync_all()
-        };
-        written().map_err(|source| MemberError::Io { path: path.clone(), source })
+        durable::replace(&path, 0o600, text.as_bytes()).map_err(|source| MemberError::Io { path, source })
     }
 }
 

@@ -3,6 +3,7 @@
 //! Invariant: an append of unknown outcome is sent again, with the same entries, before anything newer. The state machine
 //! takes an entry only once, so sending again is harmless; going on without knowing would lose order.
 
+use super::failure::Failure;
 use super::log::{AppendError, BATCH_BYTES_MAX, BATCH_RECORDS_MAX, Log};
 use super::submissions::{Pending, Waiters};
 use crate::text::Refusal;
@@ -17,9 +18,6 @@ const RETRY_PAUSE_MIN: Duration = Duration::from_millis(50);
 /// The longest pause; they double up to it. Short against the time that an election takes.
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// How the sentence begins when the log can't go on.
-pub const LOG_ENDED: &str = "the log has ended";
-
 const APPLIER_ENDED: &str = "the applier has ended";
 
 /// See the module.
@@ -33,7 +31,7 @@ pub(super) struct Appender {
 
 impl Appender {
     /// Runs until the queue is closed and empty (Ok) or the log can't go on (what it said).
-    pub(super) async fn run(mut self) -> Result<(), String> {
+    pub(super) async fn run(mut self) -> Result<(), Failure> {
         let mut taken = Vec::with_capacity(BATCH_RECORDS_MAX);
         let mut newest = 0;
         while self.queue.recv_many(&mut taken, BATCH_RECORDS_MAX).await > 0 {
@@ -44,12 +42,12 @@ impl Appender {
         }
         // Closing: whoever waits for what was just appended is to get an answer.
         let answered = self.applied.wait_for(|n| *n >= newest).await;
-        answered.map(drop).map_err(|_ended| APPLIER_ENDED.to_owned())
+        answered.map(drop).map_err(|_ended| Failure::Other(APPLIER_ENDED.to_owned()))
     }
 
     /// Appends one batch, as often as it takes to know what became of it: the number of its last entry, or None if it was
     /// refused.
-    async fn append(&mut self, batch: Vec<Pending>) -> Result<Option<u64>, String> {
+    async fn append(&mut self, batch: Vec<Pending>) -> Result<Option<u64>, Failure> {
         let Some(last) = batch.last().map(|pending| pending.n) else { return Ok(None) };
         let mut pause = RETRY_PAUSE_MIN;
         let mut in_doubt = false;
@@ -57,7 +55,7 @@ impl Appender {
             let records: Vec<Bytes> = batch.iter().map(|pending| pending.bytes.clone()).collect();
             match self.log.append(records).await {
                 Ok(()) => return Ok(Some(last)),
-                Err(AppendError::Fatal(why)) => return Err(format!("{LOG_ENDED}: {why}")),
+                Err(AppendError::Fatal(why)) => return Err(Failure::LogEnded(why)),
                 Err(AppendError::NotDone(why)) if !in_doubt => {
                     self.refuse(&batch, &Refusal::again(format!("busy: {why}; nothing was done")));
                     return Ok(None);
@@ -74,7 +72,8 @@ impl Appender {
             // It may come through late; then there is nothing to send again.
             let seen = self.applied.wait_for(|n| *n >= last);
             if let Ok(applier_lives) = tokio::time::timeout(pause, seen).await {
-                return applier_lives.map(|_seen| Some(last)).map_err(|_ended| APPLIER_ENDED.to_owned());
+                let ended = |_| Failure::Other(APPLIER_ENDED.to_owned());
+                return applier_lives.map(|_seen| Some(last)).map_err(ended);
             }
             pause = (pause * 2).min(RETRY_PAUSE_MAX);
         }

@@ -4,6 +4,7 @@
 //! wake-up of those who wait for news, then the answers to the submitters, then what nobody waits for.
 
 use super::audit::Recorder;
+use super::failure::Failure;
 use super::log::{Committed, Log, LogError, Record};
 use super::replica::{Replica, Step};
 use super::snapshots::SnapshotKeeper;
@@ -20,9 +21,6 @@ pub(super) const APPLY_BATCH_MAX: usize = 256;
 const READABLE_WITHIN: Duration = Duration::from_secs(10);
 /// The pause between two looks for it.
 const READABLE_PAUSE: Duration = Duration::from_millis(2);
-
-/// How the sentence begins when this node's copy is not what the others have: it must begin with a fresh one.
-pub const DIVERGED: &str = "this node's copy of the log has diverged";
 
 /// See the module.
 pub(super) struct Applier {
@@ -42,7 +40,7 @@ pub(super) struct Applier {
 
 impl Applier {
     /// Runs until the log ends, which is always a fault: the engine drops this task before it closes the log.
-    pub(super) async fn run(mut self, mut committed: Committed) -> Result<(), String> {
+    pub(super) async fn run(mut self, mut committed: Committed) -> Result<(), Failure> {
         let mut records = Vec::with_capacity(APPLY_BATCH_MAX);
         while committed.receive(&mut records, APPLY_BATCH_MAX).await > 0 {
             self.take(&records).await?;
@@ -53,11 +51,11 @@ impl Applier {
                 self.catch_up(newest).await?;
             }
         }
-        Err("the log has ended".to_owned())
+        Err(Failure::LogEnded("it gives no more records".to_owned()))
     }
 
     /// Applies records as they came: old ones are skipped, missing ones are read.
-    async fn take(&mut self, records: &[Record]) -> Result<(), String> {
+    async fn take(&mut self, records: &[Record]) -> Result<(), Failure> {
         let mut rest = records;
         loop {
             let old = rest.iter().take_while(|record| record.seq <= self.replica.seq).count();
@@ -75,7 +73,7 @@ impl Applier {
     }
 
     /// Reads and applies what the channel had no room for, up to and including `upto`.
-    async fn catch_up(&mut self, upto: u64) -> Result<(), String> {
+    async fn catch_up(&mut self, upto: u64) -> Result<(), Failure> {
         tracing::debug!(from = self.replica.seq, upto, "reading records that were not passed on");
         let deadline = tokio::time::Instant::now() + READABLE_WITHIN;
         while self.replica.seq < upto {
@@ -91,7 +89,8 @@ impl Applier {
             if records.is_empty() {
                 // Announced by the writer inside its transaction, and not committed yet: there is no event to wait for.
                 if tokio::time::Instant::now() > deadline {
-                    return Err(format!("record {} was announced and is not in the log", after + 1));
+                    let missing = format!("record {} was announced and is not in the log", after + 1);
+                    return Err(Failure::Other(missing));
                 }
                 tokio::time::sleep(READABLE_PAUSE).await;
             }
@@ -123,13 +122,12 @@ impl Applier {
     }
 
     /// The records that were acknowledged must be there; until they are, the mark stays where it is.
-    fn check_mark(&mut self) -> Result<(), String> {
+    fn check_mark(&mut self) -> Result<(), Failure> {
         let Some((seq, chain)) = self.mark else { return Ok(()) };
         if seq == self.replica.seq {
             if chain != self.replica.chain {
-                return Err(format!(
-                    "{DIVERGED}: the records up to {seq} are not those that this node had acknowledged"
-                ));
+                let sentence = format!("the records up to {seq} are not those that it had acknowledged");
+                return Err(Failure::Diverged(sentence));
             }
             self.mark = None;
         }
@@ -137,7 +135,7 @@ impl Applier {
     }
 
     /// Applies consecutive records and shows the result.
-    async fn apply(&mut self, records: &[Record]) -> Result<(), String> {
+    async fn apply(&mut self, records: &[Record]) -> Result<(), Failure> {
         let mut answers: Vec<(u64, Applied)> = Vec::new();
         let mut steps: Vec<Step> = Vec::with_capacity(records.len());
         let mut events = Vec::new();

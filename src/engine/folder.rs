@@ -1,5 +1,6 @@
 //! The data folder: for one process at a time, for its owner alone; it counts the starts.
 
+use crate::durable;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -127,10 +128,7 @@ fn count_start(folder: &Path) -> Result<u64, FolderError> {
         Err(error) => return Err(failed(error)),
     };
     let boot = last + 1;
-    let new = folder.join("boot.new");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new).map_err(failed)?;
-    writeln!(file, "{boot}").and_then(|()| file.sync_all()).map_err(failed)?;
-    std::fs::rename(&new, &path).and_then(|()| File::open(folder)?.sync_all()).map_err(failed)?;
+    durable::replace(&path, 0o600, format!("{boot}\n").as_bytes()).map_err(failed)?;
     Ok(boot)
 }
 

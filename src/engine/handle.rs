@@ -3,6 +3,7 @@
 use super::appender::Appender;
 use super::applier::Applier;
 use super::audit::{self, AuditLines, Trail};
+use super::failure::Failure;
 use super::log::{Committed, Health, Log, LogError};
 use super::recovery::recover;
 use super::snapshots::{SnapshotKeeper, write_snapshots};
@@ -69,7 +70,7 @@ struct Shared {
     submissions: Mutex<Option<Arc<Submissions>>>,
     trail: Trail,
     options: Options,
-    failed: watch::Receiver<Option<String>>,
+    failed: watch::Receiver<Option<Failure>>,
     /// None once closed.
     tasks: Mutex<Option<Tasks>>,
 }
@@ -165,7 +166,7 @@ impl Engine {
         if !shared.log.alone() {
             let newest = tokio::select! {
                 reached = self.reach_at_start() => reached?,
-                why = self.failed() => return Err(LogError::Failed(why)),
+                why = self.failed() => return Err(self.unusable(why)),
             };
             if let Some((seq, _)) = shared.log.last_mark().filter(|(seq, _)| *seq > newest) {
                 return Err(LogError::Failed(format!(
@@ -241,6 +242,17 @@ impl Engine {
         self.reach_newest(self.shared.options.submit_patience).await
     }
 
+    fn unusable(&self, why: Failure) -> LogError {
+        match why {
+            Failure::Diverged(what) => LogError::Damaged {
+                path: self.shared.log.path(),
+                what,
+                advice: "it is made anew from the others".to_owned(),
+            },
+            other => LogError::Failed(other.to_string()),
+        }
+    }
+
     /// Those who lead may be starting as well.
     async fn reach_at_start(&self) -> Result<u64, LogError> {
         let deadline = tokio::time::Instant::now() + START_WITHIN;
@@ -277,7 +289,7 @@ impl Engine {
 
     /// Waits until the engine can't go on, and says why. The process must end then: what is in the log is safe, and a new start
     /// finds it. Never returns after [`Engine::close`].
-    pub async fn failed(&self) -> String {
+    pub async fn failed(&self) -> Failure {
         let mut failed = self.shared.failed.clone();
         let reason = match failed.wait_for(Option::is_some).await {
             Ok(reason) => reason.clone(),
@@ -349,18 +361,21 @@ fn check_formats(state: &State, commands: &[Command]) -> Result<(), Refusal> {
 }
 
 /// Runs a task of the engine; when it fails or panics, the engine has failed.
-fn supervise(
+fn supervise<E: Into<Failure>>(
     name: &'static str,
-    task: impl Future<Output = Result<(), String>> + Send + 'static,
-    failing: watch::Sender<Option<String>>,
+    task: impl Future<Output = Result<(), E>> + Send + 'static,
+    failing: watch::Sender<Option<Failure>>,
 ) -> AbortOnDropHandle<()> {
     AbortOnDropHandle::new(tokio::spawn(async move {
         let reason = match AssertUnwindSafe(task).catch_unwind().await {
             Ok(Ok(())) => return,
-            Ok(Err(why)) => format!("the {name} can't go on: {why}"),
-            Err(_panic) => format!("the {name} has panicked; the trace has more"),
+            Ok(Err(why)) => match why.into() {
+                Failure::Other(why) => Failure::Other(format!("the {name} can't go on: {why}")),
+                known => known,
+            },
+            Err(_panic) => Failure::Other(format!("the {name} has panicked; the trace has more")),
         };
-        tracing::error!("{reason}");
+        tracing::error!("{name}: {reason}");
         failing.send_if_modified(|failed| {
             let first = failed.is_none();
             failed.get_or_insert(reason);

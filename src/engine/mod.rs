@@ -4,6 +4,7 @@ pub mod agent;
 mod appender;
 mod applier;
 mod audit;
+mod failure;
 mod folder;
 mod handle;
 pub mod host;
@@ -16,9 +17,8 @@ pub mod state;
 mod submissions;
 mod view;
 
-pub use appender::LOG_ENDED;
-pub use applier::DIVERGED;
 pub use audit::AuditLines;
+pub use failure::Failure;
 pub use folder::{DataFolder, FolderError};
 pub use handle::{Engine, Options};
 pub use view::Events;

@@ -7,7 +7,7 @@ use super::verbs::{Asking, Deed, Verb, ask, usage};
 use crate::engine::state::{By, Command, Reply, State};
 use crate::text::{Code, Refusal, attrs};
 use bytes::Bytes;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Part of a text.
 pub(super) fn slice(text: &Bytes, offset: u64, count: usize) -> Bytes {
@@ -188,7 +188,7 @@ fn of_line(refusal: Refusal, number: usize, lines: usize) -> Refusal {
 }
 
 /// Submits what the lines of a write ask for; a refusal of one of several names its line.
-pub(super) async fn submit(open: &Open, lines: Vec<(usize, Command)>) -> Result<Vec<Reply>, Refusal> {
+async fn submit(open: &Open, lines: Vec<(usize, Command)>) -> Result<Vec<Reply>, Refusal> {
     let (numbers, commands): (Vec<usize>, Vec<Command>) = lines.into_iter().unzip();
     let by = By::User(open.who.user.clone());
     let outcome = open.server.engine().submit(by, commands).await.map_err(|refusal| {
@@ -226,13 +226,12 @@ impl Handle for CtlHandle {
 pub(super) struct NewHandle {
     open: Open,
     maker: &'static Maker,
-    /// What is to be read, and how far it was. None: nothing was written yet, so the usage is read.
-    answer: Arc<Mutex<(Option<Bytes>, usize)>>,
+    answer: Answers,
 }
 
 impl NewHandle {
     pub(super) fn new(open: Open, maker: &'static Maker) -> NewHandle {
-        NewHandle { open, maker, answer: Arc::default() }
+        NewHandle { open, maker, answer: Answers::default() }
     }
 
     fn commands(&self, data: &[u8]) -> Result<Vec<(usize, Command)>, Refusal> {
@@ -251,40 +250,65 @@ impl NewHandle {
     }
 }
 
-pub(super) fn set_answer(answer: &Mutex<(Option<Bytes>, usize)>, text: String) {
-    *answer.lock().unwrap_or_else(PoisonError::into_inner) = (Some(Bytes::from(text)), 0);
+/// What is read back from a file that answers: one cursor, set back by a write. Before the first one its usage is read.
+#[derive(Clone, Default)]
+pub(super) struct Answers(Arc<Mutex<(Option<Bytes>, usize)>>);
+
+impl Answers {
+    fn lock(&self) -> MutexGuard<'_, (Option<Bytes>, usize)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn set(&self, text: String) {
+        *self.lock() = (Some(Bytes::from(text)), 0);
+    }
+
+    pub(super) fn read(&self, count: usize, usage: impl FnOnce() -> Bytes) -> Bytes {
+        let mut answer = self.lock();
+        let text = answer.0.clone().unwrap_or_else(usage);
+        let part = slice(&text, answer.1 as u64, count);
+        *answer = (Some(text), answer.1 + part.len());
+        part
+    }
+
+    /// Submits what was written, and answers with what `answer` makes of the replies.
+    pub(super) fn submit(
+        &self,
+        open: &Open,
+        size: usize,
+        commands: Result<Vec<(usize, Command)>, Refusal>,
+        answer: impl FnOnce(Vec<Reply>) -> String + Send + 'static,
+    ) -> Answer<usize> {
+        // After a refusal there is nothing to be read, least of all what an earlier write was answered.
+        self.set(String::new());
+        let (open, answers) = (open.clone(), self.clone());
+        match open.noted(commands) {
+            Err(refusal) => Answer::Now(Err(refusal)),
+            Ok(commands) => Answer::Later(Box::pin(async move {
+                let replies = submit(&open, commands).await?;
+                answers.set(answer(replies));
+                Ok(size)
+            })),
+        }
+    }
 }
 
 impl Handle for NewHandle {
     fn read(&self, _offset: u64, count: usize) -> Answer<Bytes> {
-        let mut answer = self.answer.lock().unwrap_or_else(PoisonError::into_inner);
-        let text = match &answer.0 {
-            Some(text) => text.clone(),
-            None => Bytes::from((self.maker.usage)(&self.open.server.state())),
-        };
-        let part = slice(&text, answer.1 as u64, count);
-        *answer = (Some(text), answer.1 + part.len());
-        Answer::Now(Ok(part))
+        let usage = || Bytes::from((self.maker.usage)(&self.open.server.state()));
+        Answer::Now(Ok(self.answer.read(count, usage)))
     }
 
     fn write(&self, _offset: u64, data: Bytes) -> Answer<usize> {
-        let (open, answer) = (self.open.clone(), self.answer.clone());
         if data.is_empty() {
             return Answer::Now(Ok(0));
         }
-        // After a refusal there is no number to be read, least of all that of an earlier write.
-        set_answer(&answer, String::new());
-        match open.noted(self.commands(&data)) {
-            Err(refusal) => Answer::Now(Err(refusal)),
-            Ok(commands) => Answer::Later(Box::pin(async move {
-                let replies = submit(&open, commands).await?;
-                let numbers = replies.iter().filter_map(|reply| match reply {
-                    Reply::Created(number) => Some(format!("{number}\n")),
-                    Reply::Done | Reply::Unchanged => None,
-                });
-                set_answer(&answer, numbers.collect());
-                Ok(data.len())
-            })),
-        }
+        self.answer.submit(&self.open, data.len(), self.commands(&data), |replies| {
+            let numbers = replies.iter().filter_map(|reply| match reply {
+                Reply::Created(number) => Some(format!("{number}\n")),
+                Reply::Done | Reply::Unchanged => None,
+            });
+            numbers.collect()
+        })
     }
 }

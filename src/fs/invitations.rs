@@ -1,14 +1,14 @@
 //! `/nodes/new`: an invitation is written, the token is read back on the same open. The token is nowhere else: the cluster keeps the
 //! hash of its secret alone.
 
-use super::handles::{Open, set_answer, slice, submit};
+use super::handles::{Answers, Open};
 use super::table::Asked;
 use super::tree::{Answer, Handle, OpenMode};
 use super::verbs::Attributes;
 use crate::engine::state::{Command, NodeRole};
 use crate::text::{Refusal, attrs, duration};
 use bytes::Bytes;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// How long an invitation is open unless it is said, in milliseconds.
 const OPEN_MS: u64 = 3_600_000;
@@ -20,12 +20,12 @@ const USAGE: &str = "# Write attr=value here, for one machine; read the token ba
 
 struct Invitation {
     open: Open,
-    answer: Arc<Mutex<(Option<Bytes>, usize)>>,
+    answer: Answers,
 }
 
 /// Opens it.
 pub(super) fn open(asked: &Asked<'_>, _how: OpenMode) -> Result<Arc<dyn Handle>, Refusal> {
-    Ok(Arc::new(Invitation { open: Open::of(asked), answer: Arc::default() }))
+    Ok(Arc::new(Invitation { open: Open::of(asked), answer: Answers::default() }))
 }
 
 impl Invitation {
@@ -50,26 +50,17 @@ impl Invitation {
 
 impl Handle for Invitation {
     fn read(&self, _offset: u64, count: usize) -> Answer<Bytes> {
-        let mut answer = self.answer.lock().unwrap_or_else(PoisonError::into_inner);
-        let text = answer.0.clone().unwrap_or(Bytes::from_static(USAGE.as_bytes()));
-        let part = slice(&text, answer.1 as u64, count);
-        *answer = (Some(text), answer.1 + part.len());
-        Answer::Now(Ok(part))
+        Answer::Now(Ok(self.answer.read(count, || Bytes::from_static(USAGE.as_bytes()))))
     }
 
     fn write(&self, _offset: u64, data: Bytes) -> Answer<usize> {
-        let (open, answer) = (self.open.clone(), self.answer.clone());
         if data.is_empty() {
             return Answer::Now(Ok(0));
         }
-        set_answer(&answer, String::new());
-        match open.noted(self.made(&data)) {
-            Err(refusal) => Answer::Now(Err(refusal)),
-            Ok((number, command, token)) => Answer::Later(Box::pin(async move {
-                submit(&open, vec![(number, command)]).await?;
-                set_answer(&answer, format!("{token}\n"));
-                Ok(data.len())
-            })),
-        }
+        let (commands, token) = match self.made(&data) {
+            Ok((number, command, token)) => (Ok(vec![(number, command)]), token),
+            Err(refusal) => (Err(refusal), String::new()),
+        };
+        self.answer.submit(&self.open, data.len(), commands, move |_replies| format!("{token}\n"))
     }
 }

@@ -22,9 +22,17 @@ use sha2::{Digest, Sha256};
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+
+/// Connections at a time that have yet to prove who they are by TLS: whoever can reach the port can make as many, and must
+/// not take the places of those who have come in.
+pub const HANDSHAKES_MAX: usize = 128;
+
+/// How long a TLS handshake may take: three round trips on the worst of lines.
+pub const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 
 /// Whether the holder of a certificate, which is otherwise right, may come in; if not, why.
 pub type Admit = Arc<dyn Fn(&Holder) -> Result<(), String> + Send + Sync>;
@@ -41,6 +49,24 @@ fn roots(identity: &Identity) -> Result<Arc<RootCertStore>, IdentityError> {
     Ok(Arc::new(roots))
 }
 
+/// What all servers have in common.
+fn server_config(
+    identity: &Identity,
+    verifier: Certified,
+    chain: Vec<CertificateDer<'static>>,
+) -> Result<ServerConfig, IdentityError> {
+    identity.check_purpose(Purpose::Node)?;
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])
+        .map_err(|error| identity.unusable(&error))?
+        .with_client_cert_verifier(Arc::new(verifier))
+        .with_single_cert(chain, identity.key())
+        .map_err(|error| identity.unusable(&error))?;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
 /// The server's half.
 #[derive(Clone)]
 pub struct Acceptor(TlsAcceptor);
@@ -51,18 +77,10 @@ impl Acceptor {
     /// # Errors
     /// It is not a node's, or can't be used.
     pub fn new(identity: &Identity, admit: Admit) -> Result<Acceptor, IdentityError> {
-        identity.check_purpose(Purpose::Node)?;
-        let by_authority = WebPkiClientVerifier::builder_with_provider(roots(identity)?, provider())
-            .build()
-            .map_err(|error| identity.unusable(&error))?;
-        let mut config = ServerConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&TLS13])
-            .map_err(|error| identity.unusable(&error))?
-            .with_client_cert_verifier(Arc::new(Certified { by_authority, admit, purposes: &[Purpose::User] }))
-            .with_single_cert(identity.chain(), identity.key())
-            .map_err(|error| identity.unusable(&error))?;
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.send_tls13_tickets = 0;
+        let by_authority = WebPkiClientVerifier::builder_with_provider(roots(identity)?, provider());
+        let by_authority = by_authority.build().map_err(|error| identity.unusable(&error))?;
+        let verifier = Certified { by_authority, admit, purposes: &[Purpose::User] };
+        let config = server_config(identity, verifier, identity.chain())?;
         Ok(Acceptor(TlsAcceptor::from(Arc::new(config))))
     }
 
@@ -94,23 +112,13 @@ impl PeerAcceptor {
     /// # Errors
     /// It is not a node's, or can't be used.
     pub fn new(identity: &Identity, admit: Admit, protocols: &[&[u8]]) -> Result<PeerAcceptor, IdentityError> {
-        identity.check_purpose(Purpose::Node)?;
-        let by_authority = WebPkiClientVerifier::builder_with_provider(roots(identity)?, provider())
-            .allow_unauthenticated()
-            .build()
-            .map_err(|error| identity.unusable(&error))?;
+        let by_authority = WebPkiClientVerifier::builder_with_provider(roots(identity)?, provider());
+        let by_authority = by_authority.allow_unauthenticated().build().map_err(|error| identity.unusable(&error))?;
+        let verifier = Certified { by_authority, admit, purposes: &[Purpose::User, Purpose::Node] };
         // With the authority's, for those who know it by its hash alone.
         let mut chain = identity.chain();
         chain.extend(identity.authorities().iter().cloned());
-        let verifier = Arc::new(Certified { by_authority, admit, purposes: &[Purpose::User, Purpose::Node] });
-        let mut config = ServerConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&TLS13])
-            .map_err(|error| identity.unusable(&error))?
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(chain, identity.key())
-            .map_err(|error| identity.unusable(&error))?;
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.send_tls13_tickets = 0;
+        let mut config = server_config(identity, verifier, chain)?;
         config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
         Ok(PeerAcceptor(TlsAcceptor::from(Arc::new(config))))
     }

@@ -1,4 +1,4 @@
-//! What one machine asks another beside the log: to be let in, for a new identity in Raft, how far its log reaches.
+//! What one machine asks another beside the log: to be let in, for a new identity in Raft.
 //!
 //! One question a connection, one answer: a length of four bytes (big-endian), then JSON. What is in an answer can be secret, so it
 //! goes to whoever has proved who they are, by a certificate or by a token, and never into the tree.
@@ -12,6 +12,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 
+/// Length of the secret in a token, in bytes.
+pub const SECRET_BYTES: usize = 16;
 /// The longest question or answer, in bytes: a key, a few certificates, and a hundred members.
 const MESSAGE_BYTES_MAX: u32 = 256 * 1024;
 /// How long an answer may take: an entry of the log, elections included.
@@ -22,8 +24,8 @@ pub const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 pub enum Question {
     /// To be let in.
     Join {
-        /// The secret of the token, in hexadecimal.
-        secret: String,
+        /// The secret of the token.
+        secret: [u8; SECRET_BYTES],
         /// How the node is to be called.
         name: String,
         /// Where others will reach it.
@@ -40,8 +42,6 @@ pub enum Question {
         /// The identity that it had.
         was: u64,
     },
-    /// How far the log of the member reaches.
-    Reach,
 }
 
 /// What is answered.
@@ -56,20 +56,8 @@ pub enum Answer {
         /// The other members.
         peers: Vec<Peer>,
     },
-    /// How far the log reaches.
-    Reach {
-        /// The newest entry of Raft that is gone from its Raft log.
-        purged: u64,
-        /// The newest that it has.
-        newest: u64,
-        /// Whether there is a majority of which it knows.
-        quorum: bool,
-    },
     /// No.
-    Refused {
-        /// Why.
-        sentence: String,
-    },
+    Refused(Refusal),
 }
 
 /// What a machine is given that comes in.
@@ -128,7 +116,7 @@ async fn converse(mut stream: impl AsyncRead + AsyncWrite + Unpin, question: &Qu
         Refusal::timed_out(format!("no answer within {} s; what became of it is not known", ANSWER_WITHIN.as_secs()))
     };
     match answered.map_err(late)?.map_err(unreachable)? {
-        Answer::Refused { sentence } => Err(Refusal::new(Code::Denied, sentence)),
+        Answer::Refused(refusal) => Err(refusal),
         answer => Ok(answer),
     }
 }

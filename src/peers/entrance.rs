@@ -3,7 +3,7 @@
 use super::ask::{ANSWER_WITHIN, Answer, Question, read, write};
 use super::{Service, lead, tunnel};
 use crate::ninep::holder::{Holder, Purpose};
-use crate::ninep::tls::{PeerAcceptor, ServerStream};
+use crate::ninep::tls::{HANDSHAKE_WITHIN, HANDSHAKES_MAX, PeerAcceptor, ServerStream};
 use futures::future::BoxFuture;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,11 +19,6 @@ use tokio_util::sync::CancellationToken;
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// Connections of nodes at a time. Those of users are counted where 9P is served.
 const CONNECTIONS_MAX: usize = 4096;
-/// Handshakes at a time: whoever can reach the port can begin as many, and must not take the places of those who are in.
-const HANDSHAKES_MAX: usize = 128;
-/// How long a handshake may take.
-const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
-
 /// Who serves what comes in.
 pub trait Served: Send + Sync + 'static {
     /// A connection for 9P, of a user or a node, to its end.

@@ -6,7 +6,7 @@ use crate::cluster;
 use crate::engine::Engine;
 use crate::engine::agent::{Policy, Supervisor};
 use crate::engine::log::forward::{Answered, FORWARDED_BYTES_MAX, Forward, Forwarded};
-use crate::engine::log::{AppendError, HiqliteLog, Log};
+use crate::engine::log::{AppendError, HiqliteLog};
 use crate::engine::state::membership::unknown_token;
 use crate::engine::state::{By, Command, NodeId, NodeRole, RaftId, Reply, State};
 use crate::fs::ninep::Door;
@@ -17,15 +17,21 @@ use crate::ninep::tls::{PeerAcceptor, ServerStream};
 use crate::peers::ask::{Answer, Question, Welcome};
 use crate::peers::entrance::{self, Served, Store};
 use crate::peers::lead::{Lines, NoAnswer};
-use crate::peers::{Peer, Service, host_and_port, tunnel};
+use crate::peers::{Loopback, Peer, Service, host_and_port, tunnel};
 use crate::text::dial::ANY_HOST;
 use crate::text::{Dial, Refusal};
 use futures::future::BoxFuture;
+use sha2::{Digest, Sha256};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::time::timeout;
+
+/// How long it may take until this node has noted who has joined: its own entry, and a file.
+const KNOWN_WITHIN: Duration = Duration::from_secs(5);
 
 /// What is there once the log is open.
 struct Opened {
@@ -39,7 +45,9 @@ struct Hall(Arc<Inner>);
 
 struct Inner {
     data: PathBuf,
-    member: Member,
+    loopback: Loopback,
+    /// The others, as the member file has them.
+    peers: watch::Sender<Vec<Peer>>,
     opened: OnceLock<Opened>,
     door: OnceLock<Door>,
 }
@@ -63,13 +71,14 @@ impl Between {
         supervisor: &Supervisor,
     ) -> Result<Between, ServeError> {
         let identity = Arc::new(Identity::read(&ca::node_identity(data)).map_err(ServeError::Identity)?);
+        let (peers, others) = watch::channel(member.peers.clone());
         let hall = Hall(Arc::new(Inner {
             data: data.to_owned(),
-            member: member.clone(),
+            loopback: member.loopback,
+            peers: peers.clone(),
             opened: OnceLock::new(),
             door: OnceLock::new(),
         }));
-        let (peers, others) = watch::channel(member.peers.clone());
         let mut between = Between { hall, identity: identity.clone(), peers, port: 0 };
         if member.address.is_empty() {
             return Ok(between);
@@ -145,9 +154,11 @@ impl Hall {
             return Err(Refusal::invalid("invalid question"));
         };
         if !ca::is_here(&self.0.data) {
-            return Err(Refusal::denied("no permission: this node can't let others in; ask one that votes"));
+            return Err(Refusal::again(
+                "busy: this node has not the authority's key and can't let others in; another voter can",
+            ));
         }
-        let secret_sha256 = cluster::secret_sha256(&secret)?;
+        let secret_sha256 = Sha256::digest(secret).into();
         // Whoever reaches the port can ask, so that nothing is signed or written into the log for who holds no token.
         if !opened.engine.state().knows_token(&secret_sha256) {
             opened.engine.sync().await?;
@@ -168,6 +179,7 @@ impl Hall {
         let state = opened.engine.state();
         let gone = || Refusal::fault("the node that has just joined is gone already");
         let node = node.and_then(|id| state.node(NodeId(id))).ok_or_else(gone)?;
+        self.knows(node.raft.0).await?;
         let fault = |error: &dyn std::fmt::Display| Refusal::fault(error.to_string());
         let authority_key = match node.role {
             NodeRole::Voter => Some(ca::authority_key(&self.0.data).map_err(|error| fault(&error))?),
@@ -177,12 +189,23 @@ impl Hall {
             cluster: state.cluster().unwrap_or_default().to_owned(),
             node: node.id.0,
             raft: Some(node.raft.0),
-            loopback: self.0.member.loopback,
+            loopback: self.0.loopback,
             certificates,
             authority_key,
             secrets: opened.log.secrets().map_err(|error| fault(&error))?,
             peers: peers_of(&state, node.id.0),
         })))
+    }
+
+    /// Until the member file of this node names the new member. Before that nobody is told that it is in: a node whose file says that it is
+    /// alone would begin a store of its own from what it has.
+    async fn knows(&self, raft: u64) -> Result<(), Refusal> {
+        let mut peers = self.0.peers.subscribe();
+        let known = peers.wait_for(|peers| peers.iter().any(|peer| peer.raft == raft));
+        match timeout(KNOWN_WITHIN, known).await {
+            Ok(Ok(_known)) => Ok(()),
+            _ => Err(Refusal::again("busy: the node could not note who is in; join again with the same token")),
+        }
     }
 
     async fn new_raft(&self, opened: &Opened, was: u64, who: &Holder) -> Result<Answer, Refusal> {
@@ -270,20 +293,14 @@ impl Served for Hall {
         let hall = self.clone();
         Box::pin(async move {
             let Some(opened) = hall.0.opened.get() else {
-                return Answer::Refused {
-                    sentence: "busy: the node is starting; ask again, or ask another".to_owned(),
-                };
+                return Answer::Refused(Refusal::again("busy: the node is starting; ask again, or ask another"));
             };
             let answer = match (question, &who) {
                 (question @ Question::Join { .. }, _) => hall.join(opened, question).await,
                 (Question::NewRaft { was }, Some(who)) => hall.new_raft(opened, was, who).await,
-                (Question::Reach, _) => {
-                    let (purged, newest) = opened.log.raft_reach();
-                    Ok(Answer::Reach { purged, newest, quorum: opened.log.health().quorum })
-                }
                 (Question::NewRaft { .. }, None) => Err(Refusal::denied("no permission: only a node asks this")),
             };
-            answer.unwrap_or_else(|refusal| Answer::Refused { sentence: refusal.sentence })
+            answer.unwrap_or_else(Answer::Refused)
         })
     }
 }

@@ -4,14 +4,15 @@
 use super::between::peers_of;
 use crate::engine::Engine;
 use crate::engine::log::{Addresses, HiqliteLog, Log, MemberChange, Role};
-use crate::engine::state::{NodeId, NodeRole, State};
+use crate::engine::state::{Kind, NodeId, NodeRole, State};
 use crate::member::Member;
 use crate::peers::{Loopback, Peer};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// The pause before a change is tried again that could not be made, or whose time has not come: a learner that is still behind.
@@ -21,10 +22,14 @@ const HEARS_WITHIN: Duration = Duration::from_secs(1);
 /// A node that gets nothing for so long looks whether there is something that it should have got.
 const SILENCE: Duration = Duration::from_secs(15);
 
-/// How the reason begins when a node was removed from the cluster.
-pub(super) const REMOVED: &str = "this node has been removed from the cluster";
-/// How the reason begins when the node must begin with a fresh store.
-pub(super) const STALE_STORE: &str = "the store of this node can't go on";
+/// What a node finds out about itself that ends its process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It is no member any more.
+    Removed,
+    /// It must begin with a fresh store.
+    StaleStore,
+}
 
 /// What it works with.
 #[derive(Clone)]
@@ -34,6 +39,8 @@ pub(super) struct Follower {
     pub(super) data: PathBuf,
     pub(super) member: Member,
     pub(super) peers: watch::Sender<Vec<Peer>>,
+    /// Where what it finds out about this node is left for who ends it.
+    pub(super) verdict: Arc<OnceLock<Verdict>>,
 }
 
 impl Follower {
@@ -42,20 +49,29 @@ impl Follower {
         let mut changes = self.engine.changes();
         loop {
             changes.borrow_and_update();
-            let state = self.engine.state();
+            let (state, looked) = (self.engine.state(), Instant::now());
+            let nodes = state.directory(Kind::Node).objects;
             if state.cluster().is_some() && state.node(NodeId(self.member.node)).is_none() {
-                return Err(format!(
-                    "{REMOVED}: its machines are its own business now; to have it in again, invite it anew"
+                return Err(self.end(
+                    Verdict::Removed,
+                    "this node has been removed from the cluster: its machines are its own business now; to have it in again, \
+                     invite it anew",
                 ));
             }
             self.keep_peers(&state)?;
             let more = self.reconcile(&state).await;
             drop(state);
-            tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                changed = changes.changed() => changed.map_err(|_| "the engine has ended".to_owned())?,
-                () = tokio::time::sleep(AGAIN_AFTER), if more => {}
-                () = tokio::time::sleep(SILENCE), if !self.log.alone() => self.look(&mut changes).await?,
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return Ok(()),
+                    changed = changes.changed() => changed.map_err(|_| "the engine has ended".to_owned())?,
+                    () = tokio::time::sleep(AGAIN_AFTER), if more => break,
+                    () = tokio::time::sleep(SILENCE), if !self.log.alone() => self.look(&mut changes).await?,
+                }
+                // Thousands of entries a second are about something else: then it is looked only now and then, for who leads may have changed.
+                if self.engine.state().directory(Kind::Node).objects != nodes || looked.elapsed() >= AGAIN_AFTER {
+                    break;
+                }
             }
         }
     }
@@ -96,7 +112,7 @@ impl Follower {
     /// Nothing has come for a while: is there something that should have?
     async fn look(&self, changes: &mut watch::Receiver<u64>) -> Result<(), String> {
         if let Some(why) = self.log.health().dead {
-            return Err(format!("{STALE_STORE}: {why}"));
+            return Err(self.end(Verdict::StaleStore, &format!("the store of this node can't go on: {why}")));
         }
         let seen = *changes.borrow();
         let Ok(newest) = self.log.newest().await else { return Ok(()) };
@@ -106,9 +122,16 @@ impl Follower {
         match tokio::time::timeout(SILENCE, changes.changed()).await {
             Ok(_came) => Ok(()),
             Err(_silent) => {
-                Err(format!("{STALE_STORE}: the others are at record {newest}, and nothing after {seen} comes here"))
+                let why = format!("the others are at record {newest}, and nothing after {seen} comes here");
+                Err(self.end(Verdict::StaleStore, &why))
             }
         }
+    }
+
+    /// Leaves the verdict, and gives the sentence.
+    fn end(&self, verdict: Verdict, why: &str) -> String {
+        let _first = self.verdict.set(verdict);
+        why.to_owned()
     }
 }
 

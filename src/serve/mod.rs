@@ -23,11 +23,11 @@ use crate::member::{self, Member, MemberError};
 use crate::ninep::identity::IdentityError;
 use crate::text::{Dial, Refusal, name, trace_level};
 use between::Between;
-use members::{Follower, REMOVED, STALE_STORE};
+use members::{Follower, Verdict};
 use std::future::Future;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::layer::SubscriberExt;
@@ -91,6 +91,9 @@ pub enum ServeError {
     /// The log of this node can't go on in this process; another start can.
     #[error("{0}; starting anew")]
     Again(String),
+    /// The engine can't go on.
+    #[error("the node can't go on: {0}; start it again, its guests run on")]
+    Engine(engine::Failure),
     /// A part ended that it can't do without.
     #[error("the node can't go on: {0}; start it again, its guests run on")]
     Failed(String),
@@ -208,35 +211,26 @@ async fn run(config: &Config, start: &Start, set_trace_level: SetTraceLevel) -> 
     let (member, between, engine, log) = match opened {
         Ok(opened) => opened,
         Err(ServeError::Log(LogError::Damaged { what, .. })) if has_others(config) => {
-            return Err(stale_store(&config.data, format!("{STALE_STORE}: {what}")));
+            return Err(stale_store(&config.data, what));
         }
         // There is a leader, and still nothing comes: as good as a log that has ended.
         Err(ServeError::Log(error)) if has_others(config) => return Err(ServeError::Again(error.to_string())),
         Err(error) => return Err(error),
     };
-    let node = Node { config, data: data.path(), member: &member, engine: &engine, log: &log, supervisor: &supervisor };
+    let verdict = Arc::default();
+    let node = Node {
+        config,
+        data: data.path(),
+        member: &member,
+        engine: &engine,
+        log: &log,
+        supervisor: &supervisor,
+        verdict: &verdict,
+    };
     let served = node.with_engine(&between, set_trace_level, &mut ends).await;
     supervisor.stop().await;
     engine.close().await;
-    match served {
-        Err(ServeError::Failed(why)) if why.contains(REMOVED) => {
-            member::set_aside(data.path())?;
-            Err(ServeError::Failed(why))
-        }
-        // Whatever it was, a store that says that it is dead, or that differs, is of no use here.
-        Err(ServeError::Failed(why)) if has_others(config) && (is_stale(&why) || log.health().dead.is_some()) => {
-            Err(stale_store(data.path(), why))
-        }
-        // Raft's own task has ended, for whatever reason: what it has on the disk is as good as after any death.
-        Err(ServeError::Failed(why)) if has_others(config) && why.contains(engine::LOG_ENDED) => {
-            Err(ServeError::Again(why))
-        }
-        served => served,
-    }
-}
-
-fn is_stale(why: &str) -> bool {
-    why.contains(STALE_STORE) || why.contains(engine::DIVERGED)
+    node.after(served)
 }
 
 /// Are there others who have everything that this node has?
@@ -336,9 +330,30 @@ struct Node<'n> {
     engine: &'n Engine,
     log: &'n Arc<HiqliteLog>,
     supervisor: &'n Supervisor,
+    /// What the node has found out about itself, if it was that which ended it.
+    verdict: &'n Arc<OnceLock<Verdict>>,
 }
 
 impl Node<'_> {
+    /// What to do about the end of a node: whether it is one, and with what it begins again.
+    fn after(&self, served: Result<(), ServeError>) -> Result<(), ServeError> {
+        let Err(error) = served else { return Ok(()) };
+        if self.verdict.get() == Some(&Verdict::Removed) {
+            member::set_aside(self.data)?;
+            return Err(error);
+        }
+        if !has_others(self.config) {
+            return Err(error);
+        }
+        let stale = self.verdict.get() == Some(&Verdict::StaleStore) || self.log.health().dead.is_some();
+        match error {
+            ServeError::Engine(why @ engine::Failure::Diverged(_)) => Err(stale_store(self.data, why.to_string())),
+            error if stale => Err(stale_store(self.data, error.to_string())),
+            ServeError::Engine(why @ engine::Failure::LogEnded(_)) => Err(ServeError::Again(why.to_string())),
+            error => Err(error),
+        }
+    }
+
     async fn with_engine(
         &self,
         between: &Between,
@@ -435,6 +450,7 @@ impl Node<'_> {
             data: self.data.to_owned(),
             member: self.member.clone(),
             peers: between.peers.clone(),
+            verdict: self.verdict.clone(),
         };
         // What it finds out can't be mended by another try.
         let policy = Policy { restarts: agent::supervisor::Restarts::Transient, most: 0, ..Policy::VITAL };
@@ -543,7 +559,7 @@ impl Ends {
     async fn wait(&mut self, engine: &Engine, supervisor: &Supervisor) -> Result<(), ServeError> {
         tokio::select! {
             () = self.asked() => Ok(()),
-            why = engine.failed() => Err(ServeError::Failed(why)),
+            why = engine.failed() => Err(ServeError::Engine(why)),
             why = supervisor.escalated() => Err(ServeError::Failed(why)),
         }
     }

@@ -71,7 +71,10 @@ fn who_may_not_join_is_told_why_and_leaves_nothing() {
     assert!(same.contains("node 'alpha' exists already") && same.contains("the token is still good"), "{same}");
     lab.cut_off(&[0]);
     let unreachable = join(&beta, "beta", &token);
-    assert!(unreachable.contains("no member of the cluster could be reached: 10.98.0.1!5640"), "{unreachable}");
+    assert!(
+        unreachable.contains("no member of the cluster could let this machine in: 10.98.0.1!5640"),
+        "{unreachable}"
+    );
     lab.carry_all();
     beta.start(&["--name", "beta", "--join", &token, "--advertise", &beta.address()]);
     let used = join(&gamma, "gamma", &token);

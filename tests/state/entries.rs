@@ -13,7 +13,7 @@ fn init() -> Command {
 #[test]
 fn a_cluster_is_founded_once() {
     let mut cluster = Cluster::empty();
-    assert_eq!(cluster.refused(By::Agent, Command::Barrier).0, Code::Denied, "nobody is a member yet");
+    assert_eq!(cluster.refused(By::Agent, Command::NodeDown).0, Code::Denied, "nobody is a member yet");
     assert_eq!(cluster.one(By::Agent, init()), Ok(Reply::Created(1)));
     assert_eq!(cluster.state.cluster(), Some("c"));
     assert_eq!(cluster.state.user_with_uid(0).unwrap().name, "root");
@@ -44,7 +44,7 @@ fn an_illegal_founding_leaves_nothing() {
 #[test]
 fn who_is_no_member_is_refused() {
     let mut cluster = Cluster::new();
-    let mut entry = cluster.entry(user("root"), vec![Command::Barrier]);
+    let mut entry = cluster.entry(By::Agent, vec![Command::NodeDown]);
     entry.id.node = NodeId(2);
     let hash = cluster.state.hash();
     assert_eq!(cluster.apply(entry).unwrap_err().code, Code::Denied);
@@ -67,10 +67,10 @@ fn an_entry_takes_effect_once_and_a_new_boot_closes_the_older_ones() {
     };
     assert!(!taken(&mut cluster, &second), "the same again");
     assert!(!taken(&mut cluster, &first), "an older one of the same boot");
-    let mut of_boot_2 = cluster.entry(user("root"), vec![Command::Barrier]);
+    let mut of_boot_2 = cluster.entry(By::Agent, vec![Command::NodeDown]);
     (of_boot_2.id.boot, of_boot_2.id.n) = (2, 1);
     assert!(taken(&mut cluster, &of_boot_2));
-    let late = cluster.entry(user("root"), vec![Command::Barrier]);
+    let late = cluster.entry(By::Agent, vec![Command::NodeDown]);
     assert!(!taken(&mut cluster, &late), "boot 1 is closed");
     assert_eq!(cluster.state.last_of(NODE), Some((2, 1)));
 }
@@ -79,7 +79,7 @@ fn an_entry_takes_effect_once_and_a_new_boot_closes_the_older_ones() {
 fn a_submitters_stamps_never_fall() {
     let mut cluster = Cluster::new();
     cluster.now_ms += 5_000;
-    cluster.done(By::Agent, Command::Barrier);
+    cluster.done(By::Agent, Command::NodeDown);
     let mut entry = cluster.entry(By::Agent, vec![image("other")]);
     entry.at = HybridTime::from_millis(BEGIN_MS + 4_999);
     assert_eq!(cluster.apply(entry).unwrap_err().code, Code::Invalid);
@@ -93,14 +93,14 @@ fn an_entry_has_a_bounded_number_of_commands() {
     let mut cluster = Cluster::new();
     assert_eq!(cluster.all(By::Agent, vec![]).unwrap_err().code, Code::Invalid);
     let most = Entry::COMMANDS_MAX;
-    assert_eq!(cluster.all(By::Agent, vec![Command::Barrier; most + 1]).unwrap_err().code, Code::Invalid);
-    assert_eq!(cluster.all(By::Agent, vec![Command::Barrier; most]).unwrap().len(), most);
+    assert_eq!(cluster.all(By::Agent, vec![Command::NodeDown; most + 1]).unwrap_err().code, Code::Invalid);
+    assert_eq!(cluster.all(By::Agent, vec![Command::NodeDown; most]).unwrap().len(), most);
 }
 
 #[test]
 fn of_two_thousand_commands_with_a_bad_last_one_none_takes_effect() {
     let mut cluster = Cluster::new();
-    let entry = cluster.entry(user("root"), vec![Command::Barrier]);
+    let entry = cluster.entry(By::Agent, vec![Command::NodeDown]);
     cluster.apply(entry).unwrap();
     let before = cluster.state.clone();
     let mut commands: Vec<_> = (1..2_000).map(|n| new_vm(Some(&format!("vm{n}")), spec())).collect();

@@ -139,7 +139,6 @@ impl Model {
         let agent = if *by == By::Agent { Ok(()) } else { Err("EACCES") };
         match command {
             Command::Init { .. } => Err("EEXIST"),
-            Command::Barrier => Ok(Reply::Done),
             Command::InviteNew { .. }
             | Command::NodeJoin { .. }
             | Command::NodeRaftNew { .. }

@@ -166,7 +166,7 @@ fn a_lease_is_a_counter_and_no_time_of_day() {
     said_by(&mut cluster, 2, renew(2)).unwrap();
     assert_eq!(cluster.done(By::Agent, expire(2, 1)), Reply::Unchanged, "it was renewed since");
     cluster.now_ms += 1_000 * HOUR_MS;
-    cluster.done(By::Agent, Command::Barrier);
+    cluster.done(By::Agent, Command::NodeDown);
     assert!(!lease(&cluster).expired, "no clock ends it");
     cluster.done(By::Agent, expire(2, 2));
     assert!(lease(&cluster).expired && !cluster.state.node(NodeId(2)).unwrap().up);
@@ -200,16 +200,16 @@ fn entries_are_written_in_the_oldest_format_that_has_them() {
         commands,
     };
     for (commands, format) in [
-        (vec![Command::Barrier], ENTRY_FORMAT_MIN),
+        (vec![Command::NodeDown], ENTRY_FORMAT_MIN),
         (vec![renew(1)], 3),
-        (vec![Command::Barrier, renew(1), Command::NodeDown], 3),
+        (vec![Command::NodeDown, renew(1), Command::NodeDown], 3),
     ] {
         let entry = entry(commands);
         let bytes = entry.encode();
         assert_eq!((bytes[0], entry.format()), (format, format));
         assert_eq!(Entry::decode(&bytes).unwrap(), entry);
     }
-    let mut newer = entry(vec![Command::Barrier]).encode();
+    let mut newer = entry(vec![Command::NodeDown]).encode();
     newer[0] = ENTRY_FORMAT + 1;
     assert!(Entry::decode(&newer).unwrap_err().to_string().contains("format 4"));
 }

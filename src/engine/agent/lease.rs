@@ -110,8 +110,9 @@ pub(super) async fn watch(engine: Engine, own: NodeId, stop: CancellationToken) 
                 tracing::warn!(%node, %refusal, "that a lease is over could not be said; it is tried again");
             }
         }
-        // What is over and was not said, because another leads or the log did not take it, is looked at again.
-        let next = if over.is_empty() { next } else { Some(Instant::now() + AGAIN_AFTER) };
+        // What the log did not take is said again. Where another leads there is nothing to do: when this node comes to lead, the others'
+        // renewals wake it.
+        let next = if leads { Some(Instant::now() + AGAIN_AFTER) } else { next };
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             changed = changes.changed() => changed.map_err(|_| "the engine has ended".to_owned())?,

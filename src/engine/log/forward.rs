@@ -2,6 +2,7 @@
 
 use super::AppendError;
 use async_trait::async_trait;
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 /// The longest question in bytes: an append of the largest size, and what its encoding adds.
@@ -11,9 +12,23 @@ pub const FORWARDED_BYTES_MAX: u32 = 4 * 1024 * 1024;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Forwarded {
     /// Append these records as one commit.
-    Append(Vec<Vec<u8>>),
+    Append(#[serde(with = "records")] Vec<Bytes>),
     /// The number of the newest committed record, once the leader has made sure that it leads.
     Newest,
+}
+
+/// Records as sequences of bytes: without a copy on the way out.
+mod records {
+    use super::Bytes;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(records: &[Bytes], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(records.iter().map(|record| &record[..]))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Bytes>, D::Error> {
+        Ok(Vec::<Vec<u8>>::deserialize(deserializer)?.into_iter().map(Bytes::from).collect())
+    }
 }
 
 /// What the leader answers.

@@ -152,7 +152,6 @@ impl Work<'_> {
                 self.agent_only()?;
                 self.node_down()
             }
-            Command::Barrier => Ok(Reply::Done),
             Command::VmNew { name, spec, .. } => self.vm_new(name.as_deref(), spec),
             Command::Vm { vm, verb, conditions } => self.vm_verb(*vm, verb, conditions),
             Command::VmReport { vm, generation, report } => {

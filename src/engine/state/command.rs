@@ -33,8 +33,6 @@ pub enum Command {
     },
     /// A node's process is about to end cleanly.
     NodeDown,
-    /// Does nothing; seen applied, it is a barrier.
-    Barrier,
     /// Makes a VM.
     VmNew {
         /// Its name, unique among VMs.

@@ -15,7 +15,6 @@ impl fmt::Display for Command {
                 attribute(f, "vcpus-max", vcpus_max.map(|most| most.to_string()).as_deref())
             }
             Command::NodeDown => f.write_str("node down"),
-            Command::Barrier => f.write_str("barrier"),
             Command::VmNew { name, spec, key } => {
                 f.write_str("vms/new")?;
                 attribute(f, "name", name.as_deref())?;

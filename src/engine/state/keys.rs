@@ -92,11 +92,11 @@ mod tests {
         let mut keys = Keys::default();
         let key = |n: usize| format!("{n:06}");
         for n in 0..=KEYS_MAX {
-            keys.keep("ann", &key(n), &Command::Barrier, Reply::Done, HybridTime::from_millis(n as u64));
+            keys.keep("ann", &key(n), &Command::NodeDown, Reply::Done, HybridTime::from_millis(n as u64));
         }
         assert_eq!(keys.kept.len(), KEYS_MAX);
-        assert_eq!(keys.answer("ann", &key(0), &Command::Barrier), Ok(None));
-        assert_eq!(keys.answer("ann", &key(1), &Command::Barrier), Ok(Some(Reply::Done)));
+        assert_eq!(keys.answer("ann", &key(0), &Command::NodeDown), Ok(None));
+        assert_eq!(keys.answer("ann", &key(1), &Command::NodeDown), Ok(Some(Reply::Done)));
         assert_eq!(keys.check(), Ok(()));
         keys.forget(HybridTime::from_millis(KEPT_MS + 99_000));
         assert_eq!(keys.kept.len(), 1_000, "those of the last second");

@@ -3,7 +3,6 @@
 
 use super::connection::{Connection, End};
 use super::counted::Counted;
-use super::limits::{HANDSHAKE_WITHIN, HANDSHAKES_MAX};
 use super::listener::Accepted;
 use super::peer::Peer;
 use super::session::{Broken, Session};
@@ -12,7 +11,7 @@ use crate::fs::sessions::{Place, Sessions};
 use crate::fs::tree::{Credential, Tree};
 use crate::ninep::Malformed;
 use crate::ninep::holder::{Holder, Purpose};
-use crate::ninep::tls;
+use crate::ninep::tls::{self, HANDSHAKE_WITHIN, HANDSHAKES_MAX};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::ops::Range;

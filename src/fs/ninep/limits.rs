@@ -21,13 +21,6 @@ pub const UNSENT_BYTES_MAX: usize = 256 * 1024;
 /// How long a connection may last before its first Tversion is here: nobody holds a place without speaking 9P.
 pub const FIRST_MESSAGE_WITHIN: Duration = Duration::from_secs(10);
 
-/// Connections at a time that have yet to prove who they are by TLS: whoever can reach the port can make as many, and must
-/// not take the places of those who have come in.
-pub const HANDSHAKES_MAX: usize = 128;
-
-/// How long a TLS handshake may take: three round trips on the worst of lines.
-pub const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
-
 /// How long the answers to the last requests of a client that has closed its sending side may take to send.
 pub const DRAIN_WITHIN: Duration = Duration::from_secs(5);
 

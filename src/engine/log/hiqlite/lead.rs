@@ -6,7 +6,6 @@
 use super::{HiqliteLog, members, rows};
 use crate::engine::log::forward::{Answered, Forwarded};
 use crate::engine::log::{AppendError, Role};
-use bytes::Bytes;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -55,7 +54,7 @@ impl HiqliteLog {
         }
         match question {
             Forwarded::Append(records) => {
-                self.append_here(records.iter().map(|bytes| Bytes::copy_from_slice(bytes)).collect()).await?;
+                self.append_here(records).await?;
                 Ok(Answered::Appended)
             }
             Forwarded::Newest => match tokio::time::timeout(QUICK_WITHIN, rows::newest(&self.client)).await {
@@ -75,10 +74,10 @@ impl HiqliteLog {
     pub(super) async fn newest_shared(&self) -> Result<u64, AppendError> {
         let came = self.reads_begun.load(Ordering::SeqCst);
         let mut last = self.last_read.lock().await;
-        if let (number, Ok(newest)) = &*last
+        if let (number, read) = &*last
             && *number > came
         {
-            return Ok(*newest);
+            return read.clone();
         }
         let number = self.reads_begun.fetch_add(1, Ordering::SeqCst) + 1;
         let read = self.ask_leader(Forwarded::Newest).await;

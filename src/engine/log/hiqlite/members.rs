@@ -113,16 +113,6 @@ pub(super) fn voters(client: &Client) -> Voters {
     Voters { voters, learners, near }
 }
 
-/// Oldest Raft entry that is gone from this node's Raft log, and the newest that it has.
-pub(super) fn reach(client: &Client) -> (u64, u64) {
-    match client.metrics_db().now_or_never() {
-        Some(Ok(metrics)) => {
-            (metrics.purged.map_or(0, |purged| purged.index), metrics.last_log_index.unwrap_or_default())
-        }
-        _ => (0, 0),
-    }
-}
-
 /// A change of the membership.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MemberChange {

@@ -172,11 +172,6 @@ impl HiqliteLog {
         members::change(self.own, &secret, change).await
     }
 
-    /// The newest entry of Raft that is gone from this node's Raft log, and the newest that it has.
-    pub fn raft_reach(&self) -> (u64, u64) {
-        members::reach(&self.client)
-    }
-
     /// The two secrets of the cluster's stores, for a node that joins.
     ///
     /// # Errors
@@ -202,7 +197,7 @@ impl HiqliteLog {
     }
 
     /// Appends to this node's own Raft, which must lead.
-    async fn append_here(&self, records: Vec<Bytes>) -> Result<(), AppendError> {
+    async fn append_here(&self, records: &[Bytes]) -> Result<(), AppendError> {
         let mut inserts: Vec<_> = records.iter().map(rows::insert).collect();
         let written = match (inserts.pop(), inserts.is_empty()) {
             (None, _) => return Ok(()),
@@ -320,7 +315,6 @@ impl Log for HiqliteLog {
 
     async fn append(&self, records: Vec<Bytes>) -> Result<(), AppendError> {
         self.check_space()?;
-        let records = records.iter().map(|bytes| bytes.to_vec()).collect();
         self.ask_leader(Forwarded::Append(records)).await.map(drop)
     }
 

@@ -3,7 +3,6 @@
 use crate::engine::log::LogError;
 use hiqlite::{Client, Node, NodeConfig};
 use std::fs::OpenOptions;
-use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
@@ -140,18 +139,15 @@ pub(super) fn secrets(folder: &Path) -> Result<(String, String), LogError> {
     let failed = |error: std::io::Error| LogError::Failed(format!("{}: {error}", path.display()));
     if !path.exists() {
         let text = format!("{}\n{}\n", random_hex()?, random_hex()?);
-        let new = folder.join("secret.new");
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new).map_err(failed)?;
-        file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
-        std::fs::rename(&new, &path).map_err(failed)?;
+        crate::durable::replace(&path, 0o600, text.as_bytes()).map_err(failed)?;
     }
     let text = std::fs::read_to_string(&path).map_err(failed)?;
     let mut lines = text.lines().filter(|line| line.len() >= 2 * SECRET_BYTES);
     match (lines.next(), lines.next()) {
         (Some(raft), Some(api)) => Ok((raft.to_owned(), api.to_owned())),
         _ => Err(LogError::Failed(format!(
-            "{} is invalid: it should be two lines of {} characters; remove it, and new ones are made",
+            "{} is invalid: it should be two lines of {} characters, the same on all nodes: copy it from another one; of a node alone \
+             remove it, and new ones are made",
             path.display(),
             2 * SECRET_BYTES
         ))),
