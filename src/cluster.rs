@@ -41,7 +41,7 @@ pub enum Verb {
     },
     /// Print a token with which one machine may join: there, blixard serve --join TOKEN --advertise HOST
     Invite {
-        /// What it is to be: voter, learner or worker
+        /// What it is to be: voter or learner
         #[arg(long, default_value = "voter")]
         role: String,
         /// How long the token is good

@@ -60,9 +60,8 @@ pub struct Member {
     pub name: String,
     /// The node's number.
     pub node: u64,
-    /// Its identity in Raft; a worker has none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub raft: Option<u64>,
+    /// Its identity in Raft.
+    pub raft: u64,
     /// The network on loopback by which members reach each other's stores.
     pub loopback: Loopback,
     /// Where other nodes reach it, as `HOST!PORT`; empty: nobody does.
@@ -88,7 +87,7 @@ impl Member {
             cluster: cluster.to_owned(),
             name: node.to_owned(),
             node: 1,
-            raft: Some(1),
+            raft: 1,
             loopback: Loopback::random()?,
             address: address.to_owned(),
             formed: false,

@@ -67,8 +67,8 @@ pub struct Welcome {
     pub cluster: String,
     /// The node's number.
     pub node: u64,
-    /// Its identity in Raft; a worker has none.
-    pub raft: Option<u64>,
+    /// Its identity in Raft.
+    pub raft: u64,
     /// The network of the stores.
     pub loopback: Loopback,
     /// Its certificate and the authority's, in PEM.

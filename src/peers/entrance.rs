@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -42,11 +42,11 @@ pub struct Store {
     pub api: SocketAddr,
 }
 
-/// Serves until `stop`. `store`: None on a worker.
+/// Serves until `stop`.
 pub async fn serve(
     listener: TcpListener,
     acceptor: PeerAcceptor,
-    store: Option<Store>,
+    store: Store,
     served: Arc<dyn Served>,
     stop: CancellationToken,
 ) {
@@ -66,19 +66,8 @@ pub async fn serve(
                     };
                     let (acceptor, served) = (acceptor.clone(), served.clone());
                     connections.spawn(async move {
-                        tunnel::tend(&stream);
-                        let shaken = timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await;
-                        drop(place);
-                        let served = match shaken {
-                            Ok(Ok((stream, holder, protocol))) => {
-                                take(stream, holder, Service::of(protocol.as_deref()), from, store, &served).await
-                            }
-                            Ok(Err(why)) => Err(why),
-                            Err(_late) => {
-                                Err(format!("it has not proved who it is within {} s", HANDSHAKE_WITHIN.as_secs()))
-                            }
-                        };
-                        if let Err(why) = served {
+                        let taken = come_in(stream, from, &acceptor, store, &served, place).await;
+                        if let Err(why) = taken {
                             tracing::warn!(%from, %why, "a connection was refused");
                         }
                     });
@@ -93,12 +82,28 @@ pub async fn serve(
     connections.shutdown().await;
 }
 
+/// A connection from its handshake to its end; `place` is given back when it is known who that is.
+async fn come_in(
+    stream: TcpStream,
+    from: SocketAddr,
+    acceptor: &PeerAcceptor,
+    store: Store,
+    served: &Arc<dyn Served>,
+    place: OwnedSemaphorePermit,
+) -> Result<(), String> {
+    tunnel::tend(&stream);
+    let late = |_| format!("it has not proved who it is within {} s", HANDSHAKE_WITHIN.as_secs());
+    let (stream, holder, protocol) = timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await.map_err(late)??;
+    drop(place);
+    take(stream, holder, Service::of(protocol.as_deref()), from, store, served).await
+}
+
 async fn take(
     mut stream: ServerStream,
     holder: Option<Holder>,
     service: Option<Service>,
     from: SocketAddr,
-    store: Option<Store>,
+    store: Store,
     served: &Arc<dyn Served>,
 ) -> Result<(), String> {
     let service = service.ok_or("it asks for a protocol that is not spoken here")?;
@@ -114,15 +119,14 @@ async fn take(
             match service {
                 Service::Ask => return answer(stream, Some(holder), served).await,
                 Service::Lead => return lead(stream, served).await,
-                Service::Raft => store.map(|store| store.raft),
-                _ => store.map(|store| store.api),
+                Service::Raft => store.raft,
+                _ => store.api,
             }
         }
     };
-    let to_store = to_store.ok_or("this node has no store: it is a worker")?;
     let meant = timeout(HANDSHAKE_WITHIN, stream.read_u64()).await.map_err(|_| "it does not say whom it means")?;
     let meant = meant.map_err(|error| error.to_string())?;
-    if store.is_none_or(|store| store.id != meant) {
+    if store.id != meant {
         tracing::debug!(%from, meant, "a connection for an identity in Raft that this node does not have, or not any more");
         return Ok(());
     }

@@ -84,7 +84,7 @@ impl Between {
             return Ok(between);
         }
         between.port = between.open_port(member, listen, supervisor).await?;
-        let (loopback, own) = (member.loopback, member.raft.unwrap_or_default());
+        let (loopback, own) = (member.loopback, member.raft);
         let carry = move |stop: tokio_util::sync::CancellationToken| {
             let carrying = tunnel::run(identity.clone(), loopback, own, others.clone());
             async move {
@@ -106,14 +106,9 @@ impl Between {
         let hall = self.hall.clone();
         let admit = move |holder: &Holder| hall.admit(holder);
         let acceptor = PeerAcceptor::new(&self.identity, Arc::new(admit), &protocols).map_err(ServeError::Identity)?;
-        let store = match member.raft {
-            None => None,
-            Some(id) => {
-                let addresses = member.loopback.addresses(id);
-                let (raft, api) = addresses.map_err(|refusal| ServeError::Failed(refusal.sentence))?;
-                Some(Store { id, raft, api })
-            }
-        };
+        let addresses = member.loopback.addresses(member.raft);
+        let (raft, api) = addresses.map_err(|refusal| ServeError::Failed(refusal.sentence))?;
+        let store = Store { id: member.raft, raft, api };
         let served: Arc<dyn Served> = Arc::new(self.hall.clone());
         start_once(supervisor, "peers", move |stop| entrance::serve(listener, acceptor, store, served, stop))?;
         Ok(port)
@@ -188,7 +183,7 @@ impl Hall {
         Ok(Answer::Welcome(Box::new(Welcome {
             cluster: state.cluster().unwrap_or_default().to_owned(),
             node: node.id.0,
-            raft: Some(node.raft.0),
+            raft: node.raft.0,
             loopback: self.0.loopback,
             certificates,
             authority_key,

@@ -184,16 +184,11 @@ async fn run(config: &Config, start: &Start, set_trace_level: SetTraceLevel) -> 
     let opening = async {
         let member = member(config, data.path(), start).await?;
         let between = Between::start(&member, data.path(), &config.listen, &supervisor).await?;
-        let member = if rejoin::is_due(data.path(), &member) {
-            let member = rejoin::rejoin(data.path(), &member, &between.identity).await?;
+        if rejoin::is_due(data.path(), &member) {
+            let Member { raft, .. } = rejoin::rejoin(data.path(), &member, &between.identity).await?;
             // The port and the tunnels are for the identity that it had.
-            return Err(ServeError::StaleStore(format!(
-                "it is number {} in Raft now",
-                member.raft.unwrap_or_default()
-            )));
-        } else {
-            member
-        };
+            return Err(ServeError::Again(format!("this node is number {raft} in Raft now")));
+        }
         let (engine, log) = open_engine(config, &data, &member, &between, start.accept_loss).await?;
         between.opened(&engine, &log);
         Ok((member, between, engine, log))
@@ -284,7 +279,7 @@ async fn open_engine(
         let addresses = member.loopback.addresses(raft).map(|(raft, api)| Addresses { raft, api });
         addresses.map_err(|refusal| ServeError::Failed(refusal.sentence))
     };
-    let raft = member.raft.ok_or_else(|| ServeError::Failed("this node has no identity in Raft".to_owned()))?;
+    let raft = member.raft;
     let others: Result<Vec<_>, ServeError> = member.peers.iter().map(|peer| Ok((peer.raft, at(peer.raft)?))).collect();
     let forward = Some(between.way());
     let store = StoreMember { raft, own: at(raft)?, others: others?, forward };

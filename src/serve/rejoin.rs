@@ -29,12 +29,12 @@ pub(super) fn note(data: &Path, why: &str) -> std::io::Result<()> {
 /// Must this node begin anew? Its store was found to be of no use, or is not there although it was.
 pub(super) fn is_due(data: &Path, member: &Member) -> bool {
     let log = data.join("log");
-    member.raft.is_some() && member.formed && (log.join(MARKER).exists() || !log.join("logs").exists())
+    member.formed && (log.join(MARKER).exists() || !log.join("logs").exists())
 }
 
 /// Asks the others for a new identity until one of them answers, and sets the old store aside.
 pub(super) async fn rejoin(data: &Path, member: &Member, identity: &Identity) -> Result<Member, ServeError> {
-    let Some(was) = member.raft else { return Ok(member.clone()) };
+    let was = member.raft;
     if member.peers.is_empty() {
         return Err(ServeError::Failed(format!(
             "the log of node '{}' is lost, and nobody else has one: put back a backup of {}, or move it away and begin a new cluster",
@@ -51,14 +51,15 @@ pub(super) async fn rejoin(data: &Path, member: &Member, identity: &Identity) ->
     };
     let log = data.join("log");
     let aside = set_aside(&log, was).map_err(|error| ServeError::Io("the old store can't be set aside", error))?;
-    let member = Member { raft: Some(raft), peers, formed: false, ..member.clone() };
-    member.write(data)?;
+    // In this order: whenever it ends in between, the next start finds that the store is not there, and asks again.
     match std::fs::remove_file(log.join(MARKER)) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             return Err(ServeError::Io("the note about the old store can't be removed", error));
         }
         _ => {}
     }
+    let member = Member { raft, peers, formed: false, ..member.clone() };
+    member.write(data)?;
     tracing::warn!(was, now = raft, aside = %aside.display(), "this node begins with a fresh store");
     Ok(member)
 }

@@ -1,6 +1,6 @@
 //! How a cluster comes to be, and everything that can be wrong with it: a clear sentence, and nothing half done.
 
-use crate::lab::{Lab, Node, await_same, cluster, leader, until};
+use crate::lab::{Lab, NAMES, Node, await_same, cluster, leader, until};
 
 #[test]
 fn three_machines_are_one_tree() {
@@ -39,12 +39,22 @@ fn a_whole_cluster_comes_back() {
     let lab = Lab::new(3);
     let mut nodes = cluster(&lab, 3);
     nodes[1].new_object("vms/new", "name=kept image=tiny").unwrap();
-    nodes.iter_mut().for_each(Node::kill);
-    nodes.iter_mut().for_each(|node| node.spawn(&[]));
-    nodes.iter_mut().for_each(Node::await_ready);
-    assert!(nodes.iter().all(|node| node.value("vms/kept/status", "state").unwrap() == "defined"));
-    await_same(&nodes);
-    nodes.iter_mut().for_each(|node| node.signal(rustix::process::Signal::TERM));
+    for round in 0..4 {
+        match round % 2 {
+            0 => nodes.iter_mut().for_each(Node::kill),
+            // One after the other: the last ones have no quorum to take their leave of.
+            _ => nodes.iter_mut().for_each(Node::stop),
+        }
+        nodes.iter_mut().for_each(|node| node.spawn(&[]));
+        nodes.iter_mut().for_each(Node::await_ready);
+        for node in &nodes {
+            assert_eq!(node.value("vms/kept/status", "state").unwrap(), "defined");
+            let status = format!("nodes/{}/status", NAMES[node.at]);
+            let raft = node.value(&status, "raft-id").unwrap();
+            assert_eq!(raft, (node.at + 1).to_string(), "nothing was lost, so nobody begins anew");
+        }
+        await_same(&nodes);
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
+use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 /// The size of a file of the write-ahead log in bytes. An entry must fit into one: eight of our largest appends do.
@@ -16,8 +17,10 @@ const RAFT_LOG_KEEP: u64 = 100_000;
 /// Heartbeat and election, in milliseconds: a dead leader is replaced in 1.2–2.2 s instead of hiqlite's 10–15 s.
 const HEARTBEAT_MS: u64 = 100;
 pub(super) const ELECTION_MS: (u64, u64) = (300, 600);
-/// How long the start of a node alone may take, the replay of the Raft log since hiqlite's last snapshot and an election included.
+/// How long the replay of the Raft log since hiqlite's last snapshot may take, of a node alone with its election.
 const START_WITHIN: Duration = Duration::from_secs(60);
+/// The pause between two looks whether what is replayed has come so far.
+const REPLAYED_PAUSE: Duration = Duration::from_millis(20);
 /// How often a member that waits for the others says so.
 const STILL_WAITING: Duration = Duration::from_secs(10);
 /// Length of the two secrets before they are written in hexadecimal.
@@ -52,17 +55,25 @@ pub(super) async fn start(
     }
 }
 
-/// The tables. The first write is a barrier as well: it is applied after all that the Raft log had.
+/// The tables. Of a node alone it writes them, if they are not there; the write is a barrier as well: it is applied after all that the
+/// Raft log had. Of a cluster they stand in the log since its first node began it, and come with what is replayed or replicated here:
+/// hiqlite says that it has started before that is so.
 async fn prepare(folder: &Path, options: &super::OpenOptions, client: Client) -> Result<Client, LogError> {
-    // In a cluster that is what `newest` is for, and a member that comes back need write nothing.
-    if !options.alone && super::rows::is_prepared(&client).await? {
-        return Ok(client);
+    if options.alone {
+        let schema = super::rows::schema() + super::snapshots::SCHEMA;
+        let written = super::rows::batch(&client, schema).await;
+        return written.map(|()| client).map_err(|error| cannot_start(folder, &error.to_string()));
     }
-    let schema = super::rows::schema() + super::snapshots::SCHEMA;
-    match super::rows::batch(&client, schema).await {
-        Ok(()) => Ok(client),
-        Err(error) => Err(cannot_start(folder, &error.to_string())),
+    let deadline = Instant::now() + START_WITHIN;
+    while !super::rows::is_prepared(&client).await? {
+        if Instant::now() > deadline {
+            let why = format!("nothing of the log has come within {} s", START_WITHIN.as_secs());
+            return Err(LogError::Failed(why));
+        }
+        // What hiqlite replays it does not announce.
+        tokio::time::sleep(REPLAYED_PAUSE).await;
     }
+    Ok(client)
 }
 
 fn cannot_start(folder: &Path, why: &str) -> LogError {
