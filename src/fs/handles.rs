@@ -170,7 +170,7 @@ impl CtlHandle {
         let mut plan = Plan::default();
         for line in &lines {
             match ask(self.verbs, &asked, &line.attrs).map_err(|r| of_line(r, line.number, lines.len()))? {
-                Asking::Command(command) => plan.commands.push((line.number, command)),
+                Asking::Command(command) => plan.commands.push((line.number, *command)),
                 Asking::Deed(deed) => plan.deeds.push(deed),
                 Asking::Nothing => {}
             }

@@ -1,9 +1,11 @@
 //! `/nodes`: the machines of the cluster.
 
 use super::table::{Asked, Content, File, Kind, Object};
-use super::verbs::{Act, Verb};
+use super::verbs::{Act, Attributes, Verb};
 use super::{events, invitations};
-use crate::engine::state::{Command, Kind as Entity, Node, NodeId, NodeVerb, Operation};
+use crate::engine::state::constraints::parse_labels;
+use crate::engine::state::{Command, Kind as Entity, Node, NodeChanges, NodeId, NodeVerb, Operation};
+use crate::text::attrs::shown;
 use crate::text::{Code, Refusal, columns::Table, duration, kv::KeyValues, size, time::rfc3339, trace_level};
 
 static FILES: &[File] = &[
@@ -76,7 +78,22 @@ macro_rules! verb {
 static VERBS: &[Verb] = &[
     verb!("promote", NodeVerb::Promote, "it is to vote"),
     verb!("demote", NodeVerb::Demote, "it is to have the log, and no vote"),
+    verb!("cordon", NodeVerb::Cordon, "it takes no more VMs; those that are there stay"),
+    verb!("drain", NodeVerb::Drain, "it takes no more VMs, and those that are there are moved away, one at a time"),
+    verb!("undrain", NodeVerb::Undrain, "it takes VMs again; ends a cordon and a drain"),
+    verb!("leave", NodeVerb::Leave, "drain it, and then it is no member any more"),
     verb!("remove", NodeVerb::Remove, "it is no member any more; refused while VMs are placed there"),
+    verb!(
+        "forget",
+        NodeVerb::Forget,
+        "remove it though VMs are there: the machine is gone for good, and its disks with it"
+    ),
+    Verb {
+        name: "set",
+        attributes: &["labels", "memory-ratio", "cpu-ratio", "disk-ratio", "version", "id"],
+        help: "labels=ssd,rack:3; how much of what it has is promised: memory-ratio=150% cpu-ratio=400% disk-ratio=200%",
+        act: Act::Command(set),
+    },
     Verb {
         name: "trace",
         attributes: &["level"],
@@ -84,6 +101,26 @@ static VERBS: &[Verb] = &[
         act: TRACE,
     },
 ];
+
+fn percent(text: &str) -> Result<u32, Refusal> {
+    let digits =
+        text.strip_suffix('%').filter(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()));
+    let wrong = || Refusal::invalid(format!("invalid ratio '{}': it is in hundredths, as 150%", shown(text)));
+    digits.and_then(|digits| digits.parse().ok()).ok_or_else(wrong)
+}
+
+fn set(asked: &Asked<'_>, attributes: &Attributes<'_>) -> Result<Command, Refusal> {
+    let changes = NodeChanges {
+        labels: attributes.parsed("labels", parse_labels)?,
+        memory_percent: attributes.parsed("memory-ratio", percent)?,
+        cpus_percent: attributes.parsed("cpu-ratio", percent)?,
+        disk_percent: attributes.parsed("disk-ratio", percent)?,
+    };
+    if changes == NodeChanges::default() {
+        return Err(Refusal::invalid("invalid set: there is no attribute to change; reading ctl shows which can be"));
+    }
+    Ok(Command::NodeSet { node: NodeId(asked.object), changes, conditions: attributes.conditions()? })
+}
 
 const TRACE: Act = Act::Local(|asked, attributes| {
     if asked.object != asked.server.node().0 {
@@ -103,6 +140,7 @@ fn node<'a>(asked: &'a Asked<'_>) -> Result<&'a Node, Refusal> {
 
 fn status(asked: &Asked<'_>) -> Result<String, Refusal> {
     let node = node(asked)?;
+    let promised = asked.state.promised(node.id);
     let mut text = KeyValues::new()
         .line("id", node.id)
         .line("name", &node.name)
@@ -114,12 +152,25 @@ fn status(asked: &Asked<'_>) -> Result<String, Refusal> {
         .maybe("release", Some(&node.release).filter(|release| !release.is_empty()))
         .line("entry-format", node.entry_format)
         .line("lease", lease_of(node))
+        .line("schedule", node.schedule)
+        .line("vms", asked.state.vms_on(node.id).count())
+        .maybe("moving", node.moving.map(|vm| format!("vms/{vm}")))
+        .maybe("labels", Some(node.labels.join(",")).filter(|labels| !labels.is_empty()))
+        .maybe("arch", Some(&node.arch).filter(|arch| !arch.is_empty()))
         .line("memory", size::print(node.memory_bytes))
-        .line("memory-promised", size::print(asked.state.promised(node.id).bytes))
+        .line("memory-ratio", format!("{}%", node.ratios.memory_percent))
+        .line("memory-promised", size::print(promised.bytes))
         .line("cpus", node.cpus)
-        .line("vcpus-promised", asked.state.promised(node.id).cpus)
+        .maybe("cpu-ratio", node.ratios.cpus_percent.map(|ratio| format!("{ratio}%")))
+        .line("vcpus-promised", promised.cpus)
         .maybe("vcpus-max", node.vcpus_max)
+        .maybe("disk", Some(node.disk_bytes).filter(|bytes| *bytes > 0).map(size::print))
+        .line("disk-ratio", format!("{}%", node.ratios.disk_percent))
+        .line("disk-promised", size::print(promised.disk_bytes))
         .line("changed", rfc3339(node.changed.millis()));
+    for (vm, why) in asked.state.stays(node) {
+        text = text.line("stays", format!("vms/{vm}: {why}"));
+    }
     if node.id == asked.server.node() {
         let health = asked.server.engine().health();
         text = text
@@ -152,13 +203,16 @@ fn lease_of(node: &Node) -> String {
 }
 
 fn list(asked: &Asked<'_>) -> Result<String, Refusal> {
-    let mut table = Table::new(&["name", "id", "state", "role", "hypervisor", "memory", "promised", "cpus"]);
+    let mut table =
+        Table::new(&["name", "id", "state", "schedule", "role", "vms", "hypervisor", "memory", "promised", "cpus"]);
     for node in asked.state.nodes() {
         table.row([
             node.name.clone(),
             node.id.to_string(),
             state_of(node).to_owned(),
+            node.schedule.to_string(),
             node.role.to_string(),
+            asked.state.vms_on(node.id).count().to_string(),
             node.hypervisor.clone(),
             size::print(node.memory_bytes),
             size::print(asked.state.promised(node.id).bytes),

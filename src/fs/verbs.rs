@@ -96,7 +96,7 @@ impl<'l> Attributes<'l> {
 /// What a line asks for.
 pub(super) enum Asking {
     Nothing,
-    Command(Command),
+    Command(Box<Command>),
     Deed(Deed),
 }
 
@@ -121,7 +121,7 @@ pub(super) fn ask(verbs: &[Verb], asked: &Asked<'_>, line: &[Attr]) -> Result<As
     }
     let attributes = Attributes::new(attrs, verb.attributes, verb.name)?;
     match verb.act {
-        Act::Command(command) => command(asked, &attributes).map(Asking::Command),
+        Act::Command(command) => command(asked, &attributes).map(|command| Asking::Command(Box::new(command))),
         Act::Local(act) => act(asked, &attributes).map(Asking::Deed),
     }
 }

@@ -1,15 +1,53 @@
 //! The attributes of a VM: what `new` and `set` take.
 
 use super::verbs::Attributes;
-use crate::engine::state::{Command, DEFAULT_POOL, Restart, SpecChanges, State, VmSpec, VmVerb};
+use crate::engine::state::constraints::parse_labels;
+use crate::engine::state::{
+    Command, ConstraintChanges, Constraints, DEFAULT_POOL, Ha, Place, Restart, SpecChanges, State, VmSpec, VmVerb,
+};
 use crate::text::{Attr, Refusal, attrs::shown, duration, name, size};
 use std::net::IpAddr;
 
 /// What `new` takes.
-pub(super) const ATTRIBUTES: &[&str] =
-    &["name", "image", "cpus", "memory", "disk", "pool", "ip", "restart", "grace", "id"];
+pub(super) const ATTRIBUTES: &[&str] = &[
+    "name",
+    "image",
+    "cpus",
+    "memory",
+    "disk",
+    "pool",
+    "ip",
+    "restart",
+    "grace",
+    "ha",
+    "node",
+    "arch",
+    "labels",
+    "affinity",
+    "anti-affinity",
+    "place",
+    "priority",
+    "id",
+];
 /// What `set` takes.
-pub(super) const SETTABLE: &[&str] = &["name", "image", "cpus", "memory", "restart", "grace", "version", "id"];
+pub(super) const SETTABLE: &[&str] = &[
+    "name",
+    "image",
+    "cpus",
+    "memory",
+    "restart",
+    "grace",
+    "ha",
+    "node",
+    "arch",
+    "labels",
+    "affinity",
+    "anti-affinity",
+    "place",
+    "priority",
+    "version",
+    "id",
+];
 
 /// What reading `vms/new` shows.
 pub(super) fn usage(state: &State) -> String {
@@ -27,11 +65,22 @@ pub(super) fn usage(state: &State) -> String {
          # ip=ADDRESS       one of that pool; default: the lowest free one\n\
          # restart={}  never, on-failure, always\n\
          # grace={}        how long a stop waits for the guest\n\
+         # ha={}          when its node is lost: stay, or restart on another one (not with disk=)\n\
+         # node=NODE        only there; default: anywhere\n\
+         # arch=ARCH        only on nodes of this architecture\n\
+         # labels=A,B       only on nodes that have all of these labels\n\
+         # affinity=NAME    where the others are that have this name here\n\
+         # anti-affinity=NAME  not where another is that has this name here\n\
+         # place={}     among the nodes that will do: spread or pack\n\
+         # priority={}       0 to 9: who goes first when several wait for room\n\
          # id=KEY           writing the same again gives the first one's number\n",
         spec.cpus,
         size::print(spec.memory_bytes),
         spec.restart,
         duration::print(spec.grace_ms),
+        spec.ha,
+        spec.place,
+        spec.priority,
     )
 }
 
@@ -61,9 +110,25 @@ pub(super) fn new(_state: &State, attrs: &[Attr]) -> Result<Command, Refusal> {
         ip: attributes.parsed("ip", address)?,
         restart: attributes.parsed("restart", str::parse)?.unwrap_or(default.restart),
         grace_ms: attributes.parsed("grace", duration::parse)?.unwrap_or(default.grace_ms),
+        ha: attributes.parsed("ha", str::parse)?.unwrap_or(default.ha),
+        constraints: Constraints::default().with(&constraints(&attributes)?),
+        place: attributes.parsed("place", str::parse)?.unwrap_or(default.place),
+        priority: attributes.number("priority")?.unwrap_or(default.priority),
     };
     spec.check()?;
     Ok(Command::VmNew { name, spec, key: attributes.text("id").map(str::to_owned) })
+}
+
+/// An empty text is no constraint.
+fn constraints(attributes: &Attributes<'_>) -> Result<ConstraintChanges, Refusal> {
+    let named = |key| attributes.parsed(key, |text| if text.is_empty() { Ok(String::new()) } else { legal_name(text) });
+    Ok(ConstraintChanges {
+        node: named("node")?,
+        arch: attributes.text("arch").map(str::to_owned),
+        labels: attributes.parsed("labels", parse_labels)?,
+        affinity: named("affinity")?,
+        anti_affinity: named("anti-affinity")?,
+    })
 }
 
 /// The attributes of `set`.
@@ -74,13 +139,15 @@ pub(super) fn set(attributes: &Attributes<'_>) -> Result<VmVerb, Refusal> {
         memory_bytes: attributes.parsed("memory", size::parse)?,
         restart: attributes.parsed("restart", |text| text.parse::<Restart>())?,
         grace_ms: attributes.parsed("grace", duration::parse)?,
+        ha: attributes.parsed("ha", |text| text.parse::<Ha>())?,
+        constraints: constraints(attributes)?,
+        place: attributes.parsed("place", |text| text.parse::<Place>())?,
+        priority: attributes.number("priority")?,
     };
     // An empty name takes the name away.
     let name = attributes.parsed("name", |text| if text.is_empty() { Ok(String::new()) } else { legal_name(text) })?;
     if changes == SpecChanges::default() && name.is_none() {
-        return Err(Refusal::invalid(
-            "invalid set: there is no attribute to change; name, image, cpus, memory, restart and grace can be",
-        ));
+        return Err(Refusal::invalid("invalid set: there is no attribute to change; reading ctl shows which can be"));
     }
     Ok(VmVerb::Set { name, changes })
 }

@@ -23,6 +23,8 @@ pub(super) fn status(asked: &Asked<'_>) -> Result<String, Refusal> {
         .line("state", vm.actual)
         .line("desired", vm.desired)
         .maybe("node", node_name(asked.state, vm))
+        .maybe("moving-to", vm.reserved.and_then(|id| asked.state.node(id)).map(|node| node.name.as_str()))
+        .maybe("why", vm.why.as_deref())
         .maybe("pid", vm.pid)
         .maybe("ip", vm.ip)
         .maybe("started", vm.started.map(|at| rfc3339(at.millis())))
@@ -36,6 +38,7 @@ pub(super) fn status(asked: &Asked<'_>) -> Result<String, Refusal> {
         .line("pool", vm.spec.pool())
         .line("restart", vm.spec.restart)
         .line("grace", duration::print(vm.spec.grace_ms))
+        .line("ha", vm.spec.ha)
         .line("owner", &vm.owner)
         .line("created", rfc3339(vm.created.millis()))
         .line("changed", rfc3339(vm.changed.millis()))
@@ -49,11 +52,17 @@ pub(super) fn state(asked: &Asked<'_>) -> Result<String, Refusal> {
     Ok(format!("{}\n", vm(asked)?.actual))
 }
 
+/// It changes with the nodes, and not with the VM.
+pub(super) fn why(asked: &Asked<'_>) -> Result<String, Refusal> {
+    Ok(asked.state.explain(vm(asked)?))
+}
+
 pub(super) fn spec(asked: &Asked<'_>) -> Result<String, Refusal> {
     Ok(format!("{}\n", vm(asked)?.spec))
 }
 
 fn json_of(state: &State, vm: &Vm) -> Value {
+    let constraints = &vm.spec.constraints;
     json!({
         "id": vm.id.0,
         "name": vm.name,
@@ -75,6 +84,14 @@ fn json_of(state: &State, vm: &Vm) -> Value {
             "ip": vm.spec.ip,
             "restart": vm.spec.restart.to_string(),
             "grace_ms": vm.spec.grace_ms,
+            "ha": vm.spec.ha.to_string(),
+            "node": constraints.node,
+            "arch": constraints.arch,
+            "labels": constraints.labels,
+            "affinity": constraints.affinity,
+            "anti_affinity": constraints.anti_affinity,
+            "place": vm.spec.place.to_string(),
+            "priority": vm.spec.priority,
         },
         "owner": vm.owner,
         "created": rfc3339(vm.created.millis()),

@@ -50,6 +50,12 @@ static OBJECT_FILES: &[File] = &[
         help: "the serial console: read and write",
     },
     File { number: 9, name: "log", content: Content::Owned(log), help: "the console's past output" },
+    File {
+        number: 10,
+        name: "why",
+        content: Content::Live(vm_text::why),
+        help: "why it is where it is, or nowhere: what each node has against it",
+    },
 ];
 
 pub(super) static KIND: Kind = Kind {

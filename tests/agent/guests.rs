@@ -277,6 +277,26 @@ async fn what_a_failed_launch_leaves_running_has_no_successor() {
     }
 }
 
+/// One that may be started on another node must not be said to have failed before nothing of it runs here.
+#[tokio::test(start_paused = true)]
+async fn what_can_go_elsewhere_has_not_failed_while_it_may_run_here() {
+    let bed = Bed::new().await;
+    let vm = bed.new_vm(VmSpec { disk_bytes: None, ..spec() }).await;
+    bed.world.rule(move |_, name| match name {
+        "launch" => Some(Fault::After),
+        "end process" => Some(Fault::Before),
+        _ => None,
+    });
+    bed.start(vm).await;
+    let seen = bed.becomes(vm, "in trouble", |vm| vm.error.is_some()).await;
+    assert!(seen.error.as_deref().unwrap().contains("can't be ended"), "{seen:?}");
+    pass(Duration::from_secs(600)).await;
+    assert_eq!((bed.vm(vm).actual, bed.world.machines(vm.0).len()), (Actual::Starting, 1));
+    bed.world.heal();
+    bed.is(vm, Actual::Failed).await;
+    assert_eq!(bed.world.machines(vm.0).len(), 0);
+}
+
 /// A pool that is made anew gets a bridge anew: the old one would have the same addresses.
 #[tokio::test(start_paused = true)]
 async fn a_pools_bridge_goes_with_it() {

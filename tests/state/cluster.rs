@@ -2,8 +2,8 @@
 
 use blixard::clock::HybridTime;
 use blixard::engine::state::{
-    By, Command, Conditions, Entry, EntryId, Event, NodeId, Outcome, Reply, Role, State, Vm, VmId, VmReport, VmSpec,
-    VmVerb,
+    By, Command, Conditions, Entry, EntryId, Event, NodeId, NodeVerb, Outcome, Reply, Role, State, Vm, VmId, VmReport,
+    VmSpec, VmVerb,
 };
 use blixard::text::{Code, Refusal};
 
@@ -44,7 +44,13 @@ pub fn node_up(host_boot: &str) -> Command {
         memory_bytes: NODE_MEMORY_BYTES,
         cpus: 4,
         vcpus_max: None,
+        arch: "x86_64".to_owned(),
+        disk_bytes: 0,
     }
+}
+
+pub fn node_verb(node: u64, verb: NodeVerb) -> Command {
+    Command::Node { node: NodeId(node), verb, conditions: Conditions::default() }
 }
 
 pub fn image(name: &str) -> Command {

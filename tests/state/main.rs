@@ -5,6 +5,7 @@
 mod cluster;
 mod entries;
 mod model;
+mod moves;
 mod nodes;
 mod play;
 mod replay;

@@ -21,6 +21,7 @@ pub struct ModelVm {
     pub version: u64,
     pub ip: IpAddr,
     pub promised_bytes: u64,
+    pub placed: bool,
     pub failures: u32,
     pub ready: bool,
     pub started_ms: Option<u64>,
@@ -88,10 +89,34 @@ impl Model {
         self.keys.retain(|_, (at_ms, ..)| *at_ms + 86_400_000 > now_ms);
         let before = self.clone();
         let answers: Result<Vec<Reply>, _> = commands.iter().map(|command| self.keyed(by, command)).collect();
-        if answers.is_err() {
-            *self = before;
+        match answers {
+            Ok(_) => self.begin_waiting(),
+            Err(_) => *self = before,
         }
         answers
+    }
+
+    /// Whoever waits and finds room begins, in their turn.
+    fn begin_waiting(&mut self) {
+        let mut waiting: Vec<(u8, u64)> = self
+            .vms
+            .iter()
+            .filter(|(_, vm)| vm.row.ends_with("/waiting"))
+            .map(|(id, vm)| (9 - vm.spec.priority, *id))
+            .collect();
+        waiting.sort_unstable();
+        for (_, id) in waiting {
+            let vm = self.vms[&id].clone();
+            if self.has_room(id, &vm) {
+                let cell = format!("{}/starting+", &vm.row[..1]);
+                self.go(id, vm, &cell, true).unwrap();
+            }
+        }
+    }
+
+    fn has_room(&self, id: u64, vm: &ModelVm) -> bool {
+        let others: u64 = self.vms.iter().filter(|(other, _)| **other != id).map(|(_, vm)| vm.promised_bytes).sum();
+        self.up && self.memory_bytes.saturating_sub(others) >= vm.spec.memory_bytes
     }
 
     fn keyed(&mut self, by: &By, command: &Command) -> Answer {
@@ -144,6 +169,7 @@ impl Model {
             | Command::NodeRaftNew { .. }
             | Command::NodeReach { .. }
             | Command::Node { .. }
+            | Command::NodeSet { .. }
             | Command::LeaseRenew { .. }
             | Command::LeaseExpire { .. } => panic!("the model knows one node: tests/state/nodes.rs is about several"),
             Command::NodeUp { host_boot, memory_bytes, .. } => agent.map(|()| self.node_up(host_boot, *memory_bytes)),
@@ -342,6 +368,7 @@ impl Model {
             version: 1,
             ip: IpAddr::V4(address.into()),
             promised_bytes: 0,
+            placed: false,
             failures: 0,
             ready: false,
             started_ms: None,
@@ -399,7 +426,8 @@ impl Model {
         let stopping = vm.row.ends_with("stopping");
         match verb {
             VmVerb::Stop { .. } | VmVerb::Kill
-                if vm.row.contains("ing") && !vm.row.contains("deleting") || vm.row.ends_with("paused") =>
+                if ["starting", "running", "stopping"].iter().any(|row| vm.row.contains(row))
+                    || vm.row.ends_with("paused") =>
             {
                 let grace_ms = match verb {
                     VmVerb::Stop { grace_ms } => grace_ms.unwrap_or(vm.spec.grace_ms),
@@ -411,6 +439,8 @@ impl Model {
             }
             VmVerb::Start if cell.ends_with('+') => vm.failures = 0,
             VmVerb::Restart => vm.failures = 0,
+            // No node has anything of it.
+            VmVerb::Delete if cell == "D/deleting" && !vm.placed => cell = "gone".to_owned(),
             VmVerb::Delete => vm.name = None,
             VmVerb::Set { name, changes } => {
                 if let Some(name) = name.as_deref().filter(|name| !name.is_empty()) {
@@ -437,7 +467,7 @@ impl Model {
 
     fn vm_report(&mut self, id: u64, generation: u64, report: &VmReport) -> Answer {
         let mut vm = self.vms.get(&id).cloned().ok_or("ENOENT")?;
-        if vm.generation == 0 {
+        if !vm.placed {
             return Err("EACCES");
         }
         if vm.generation != generation {
@@ -492,15 +522,13 @@ impl Model {
         let mut next = cell.trim_end_matches('+').to_owned();
         vm.version += 1;
         if cell.ends_with('+') {
-            let others: u64 = self.vms.iter().filter(|(other, _)| **other != id).map(|(_, vm)| vm.promised_bytes).sum();
-            if self.up && self.memory_bytes.saturating_sub(others) >= vm.spec.memory_bytes {
+            if self.has_room(id, &vm) {
                 vm.generation += 1;
-                vm.promised_bytes = vm.spec.memory_bytes;
+                (vm.promised_bytes, vm.placed) = (vm.spec.memory_bytes, true);
                 (vm.ready, vm.started_ms, vm.stop_grace_ms) = (false, None, vm.spec.grace_ms);
             } else if by_agent {
-                let final_ = if vm.spec.restart == Restart::Never { "" } else { "*" };
-                next = format!("{}/failed{final_}", &next[..1]);
-                self.fails(&mut vm, &mut next);
+                next = format!("{}/waiting", &next[..1]);
+                (vm.ready, vm.started_ms, vm.placed) = (false, None, false);
             } else {
                 return Err("ENOSPC");
             }
@@ -513,7 +541,7 @@ impl Model {
         if next.ends_with("/stopped") {
             (vm.ready, vm.started_ms) = (false, None);
         }
-        if next.ends_with("/stopped") || next.ends_with("/failed") || next.ends_with("/deleting") {
+        if ["/stopped", "/failed", "/deleting", "/waiting"].iter().any(|end| next.ends_with(end)) {
             vm.promised_bytes = 0;
         }
         vm.row = next;

@@ -201,8 +201,9 @@ fn entries_are_written_in_the_oldest_format_that_has_them() {
     };
     for (commands, format) in [
         (vec![Command::NodeDown], ENTRY_FORMAT_MIN),
-        (vec![renew(1)], 3),
-        (vec![Command::NodeDown, renew(1), Command::NodeDown], 3),
+        (vec![verb(1, NodeVerb::Remove)], ENTRY_FORMAT_MIN),
+        (vec![verb(1, NodeVerb::Drain)], 5),
+        (vec![Command::NodeDown, verb(1, NodeVerb::Cordon), Command::NodeDown], 5),
     ] {
         let entry = entry(commands);
         let bytes = entry.encode();
@@ -211,7 +212,7 @@ fn entries_are_written_in_the_oldest_format_that_has_them() {
     }
     let mut newer = entry(vec![Command::NodeDown]).encode();
     newer[0] = ENTRY_FORMAT + 1;
-    assert!(Entry::decode(&newer).unwrap_err().to_string().contains("format 4"));
+    assert!(Entry::decode(&newer).unwrap_err().to_string().contains("format 6"));
 }
 
 #[test]
@@ -220,7 +221,7 @@ fn a_cluster_writes_what_its_oldest_node_can_read() {
     join(&mut cluster, "beta", NodeRole::Voter);
     let reach = |format| Command::NodeReach { address: "beta!5640".into(), entry_format: format, release: "0".into() };
     assert_eq!(cluster.state.entry_format(), ENTRY_FORMAT);
-    assert!(said_by(&mut cluster, 2, reach(2)).is_err(), "nobody goes back while the others write the newer one");
+    assert!(said_by(&mut cluster, 2, reach(4)).is_err(), "nobody goes back while the others write the newer one");
     assert_eq!(cluster.state.entry_format(), ENTRY_FORMAT);
     let encoded: State = State::decode(&cluster.state.encode()).unwrap();
     assert_eq!(encoded, cluster.state);

@@ -21,6 +21,7 @@ fn seen(cluster: &Cluster) -> Vec<(u64, ModelVm)> {
         version: vm.version,
         ip: vm.ip.unwrap(),
         promised_bytes: vm.promised_bytes,
+        placed: vm.node.is_some(),
         failures: vm.failures,
         ready: vm.guest_ready,
         started_ms: vm.started.map(|at| at.millis()),
@@ -66,7 +67,8 @@ proptest! {
 fn random_commands_reach_every_row_of_the_table() {
     let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     let mut runner = TestRunner::new_with_rng(ProptestConfig::default(), rng);
-    let mut missing: Vec<String> = rows(&sections()["verbs"]);
+    // There is one node, which is drained to nowhere.
+    let mut missing: Vec<String> = rows(&sections()["verbs"]).into_iter().filter(|row| row != "P/stopping").collect();
     for _ in 0..200 {
         let steps = proptest::collection::vec(any::<Step>(), 120).new_tree(&mut runner).unwrap().current();
         let mut cluster = Cluster::new();

@@ -58,7 +58,7 @@ fn due(cluster: &Cluster, vm: u64) -> VmReport {
         (Actual::Stopping, _) => VmReport::Ended,
         (Actual::Failed, _) => VmReport::RetryDue,
         (Actual::Deleting, _) => VmReport::Removed,
-        (Actual::Defined | Actual::Stopped, _) => failed(true),
+        (Actual::Defined | Actual::Stopped | Actual::Waiting, _) => failed(true),
     }
 }
 
@@ -218,8 +218,9 @@ fn of_agent() -> impl Strategy<Value = Act> {
     ];
     let off = prop_oneof![12 => Just(0_i8), 1 => Just(-1), 1 => Just(1)];
     let node = (select(vec!["boot-1", "boot-1", "boot-2"]), 1_u64..3).prop_map(|(boot, factor)| match node_up(boot) {
-        Command::NodeUp { host_boot, hypervisor, cpus, vcpus_max, .. } => {
-            Command::NodeUp { host_boot, hypervisor, memory_bytes: NODE_MEMORY_BYTES / factor, cpus, vcpus_max }
+        Command::NodeUp { host_boot, hypervisor, cpus, vcpus_max, arch, disk_bytes, .. } => {
+            let memory_bytes = NODE_MEMORY_BYTES / factor;
+            Command::NodeUp { host_boot, hypervisor, memory_bytes, cpus, vcpus_max, arch, disk_bytes }
         }
         other => other,
     });

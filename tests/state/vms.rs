@@ -95,23 +95,27 @@ fn memory_is_promised_to_what_may_run_and_no_more_than_there_is() {
     cluster.report(first, VmReport::Ended).unwrap();
     cluster.verb(second, VmVerb::Start).unwrap();
     assert_eq!(cluster.state.promised(super::cluster::NODE).bytes, big().memory_bytes);
-    // Where nobody is there to refuse, no room is a failure that is tried again.
+    // Where nobody is there to refuse, it waits until there is room.
     cluster.report(second, VmReport::Started { pid: 1 }).unwrap();
     cluster
         .verb(second, set(None, SpecChanges { memory_bytes: Some(NODE_MEMORY_BYTES * 2), ..Default::default() }))
         .unwrap();
     cluster.done(By::Agent, node_up("boot-2"));
     let vm = cluster.is(second);
-    assert_eq!((vm.actual, vm.generation, vm.retry_at_ms.is_some()), (Actual::Failed, 1, true));
-    assert!(vm.error.as_ref().unwrap().contains("no capacity"));
+    assert_eq!((vm.actual, vm.generation, vm.node), (Actual::Waiting, 1, None));
+    assert!(vm.why.as_ref().unwrap().contains("no capacity"));
+    cluster
+        .verb(second, set(None, SpecChanges { memory_bytes: Some(NODE_MEMORY_BYTES), ..Default::default() }))
+        .unwrap();
+    assert_eq!((cluster.is(second).actual, cluster.is(second).generation), (Actual::Starting, 2));
 }
 
 #[test]
 fn virtual_cpus_are_promised_where_they_are_limited() {
     let mut cluster = Cluster::new();
     let limit = |most| match node_up("boot-1") {
-        Command::NodeUp { host_boot, hypervisor, memory_bytes, cpus, .. } => {
-            Command::NodeUp { host_boot, hypervisor, memory_bytes, cpus, vcpus_max: most }
+        Command::NodeUp { host_boot, hypervisor, memory_bytes, cpus, arch, disk_bytes, .. } => {
+            Command::NodeUp { host_boot, hypervisor, memory_bytes, cpus, vcpus_max: most, arch, disk_bytes }
         }
         other => other,
     };

@@ -146,7 +146,11 @@ const OTHERS: &[(&str, Rows)] = &[
     (
         "nodes/{node}/ctl",
         &[
-            ("reboot", Invalid, "there are: promote, demote, remove, trace"),
+            (
+                "reboot",
+                Invalid,
+                "there are: promote, demote, cordon, drain, undrain, leave, remove, forget, set, trace",
+            ),
             ("trace", Invalid, "level= is missing"),
             ("trace level=''", Invalid, "level"),
             ("trace level=inof", Invalid, "did you mean 'info'?"),

@@ -82,6 +82,8 @@ impl Cluster {
             memory_bytes: 64 << 30,
             cpus: 8,
             vcpus_max: None,
+            arch: "x86_64".to_owned(),
+            disk_bytes: 0,
         };
         let image = Command::ImageRegister { name: "tiny".into(), size_bytes: 8 << 20, sha256: "0".repeat(64) };
         engine.submit(By::Agent, vec![up, image]).await.unwrap();

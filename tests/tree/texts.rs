@@ -44,7 +44,8 @@ async fn a_spec_makes_a_twin() {
     let cluster = Cluster::new().await;
     cluster.vm("name=web image=tiny cpus=2 memory=96M disk=1G restart=always grace=1m30s").await;
     let spec = cluster.read("vms/1/spec").await;
-    assert_eq!(spec, "image=tiny cpus=2 memory=96M disk=1G restart=always grace=1m30s\n");
+    let whole = "image=tiny cpus=2 memory=96M disk=1G restart=always grace=1m30s ha=stay place=spread priority=5\n";
+    assert_eq!(spec, whole);
     let twin = cluster.vm(&spec).await;
     assert_eq!(cluster.read(&format!("vms/{twin}/spec")).await, spec);
 }

@@ -108,6 +108,7 @@ impl Actor {
             };
             match self.decide(&vm) {
                 Step::Rest => return Ok(()),
+                Step::Abandon => return Box::pin(self.abandon(&stop)).await,
                 Step::Wait | Step::Retry => {
                     // The state must not be kept while waiting: it would keep every object of it.
                     drop(state);
@@ -119,16 +120,17 @@ impl Actor {
     }
 
     fn decide(&mut self, vm: &Vm) -> Step {
+        let here = vm.node == Some(self.shared.options.node);
         let Some(held) = &mut self.held else {
             let seen = match self.former.as_deref().cloned() {
                 Some((generation, exit)) => Seen::Ended { generation, exit },
                 None => Seen::Nothing,
             };
-            return decide(vm, &seen, 0);
+            return decide(vm, &seen, 0, here);
         };
         let (generation, pid) = (held.generation, held.instance.record().pid);
         if let Some(exit) = &held.ended {
-            return decide(vm, &Seen::Ended { generation, exit: Exit::clone(exit) }, pid);
+            return decide(vm, &Seen::Ended { generation, exit: Exit::clone(exit) }, pid, here);
         }
         if held.asked == Asked::PowerDown {
             // A later stop may have shortened the grace.
@@ -143,7 +145,7 @@ impl Actor {
         if held.waits() && held.late_at.is_none_or(|at| at <= Instant::now()) {
             held.asked = Asked::TooLate;
         }
-        decide(vm, &Seen::Machine { generation, running: held.running, asked: held.asked }, pid)
+        decide(vm, &Seen::Machine { generation, running: held.running, asked: held.asked }, pid, here)
     }
 
     /// Takes back what a former life started, or clears up what is left of it.
@@ -224,7 +226,8 @@ impl Actor {
     fn wants_running(&self, generation: u64) -> bool {
         let state = self.shared.engine.state();
         let goes_on = |vm: &Arc<Vm>| matches!(vm.actual, Actual::Starting | Actual::Running | Actual::Paused);
-        state.vm(self.id).is_some_and(|vm| vm.generation == generation && goes_on(vm))
+        let here = |vm: &Arc<Vm>| vm.node == Some(self.shared.options.node);
+        state.vm(self.id).is_some_and(|vm| vm.generation == generation && goes_on(vm) && here(vm))
     }
 
     /// Waits until no process of the VM is left. False: we are to stop before that.
@@ -253,7 +256,7 @@ impl Actor {
 
     async fn act(&mut self, step: Step, state: Arc<State>, vm: &Vm, stop: &CancellationToken) -> Result<(), String> {
         match step {
-            Step::Start => self.start(state, vm).await,
+            Step::Start => self.start(state, vm, stop).await,
             Step::PowerDown => self.power_down(vm).await,
             Step::Kill => self.kill().await,
             Step::Pause => self.set_running(Running::Paused).await,
@@ -261,11 +264,11 @@ impl Actor {
             Step::Release(report) => self.release(vm, report, stop).await,
             Step::Report(report) => self.report(vm.generation, report).await,
             Step::Remove => self.remove(vm, stop).await,
-            Step::Wait | Step::Retry | Step::Rest => Ok(()),
+            Step::Wait | Step::Retry | Step::Rest | Step::Abandon => Ok(()),
         }
     }
 
-    async fn start(&mut self, state: Arc<State>, vm: &Vm) -> Result<(), String> {
+    async fn start(&mut self, state: Arc<State>, vm: &Vm, stop: &CancellationToken) -> Result<(), String> {
         let planned = plan(&self.shared, &state, vm);
         drop(state);
         let started = match planned {
@@ -292,6 +295,10 @@ impl Actor {
                     other => other.to_string(),
                 };
                 tracing::warn!(vm = %self.id, generation = vm.generation, %sentence, "could not be started");
+                // Once this is said, it may be begun on another node; what is tied to this one asks first what is left.
+                if vm.is_free() && !self.surely_ended(None, Look::Everywhere, stop).await? {
+                    return Ok(());
+                }
                 self.report(vm.generation, VmReport::Failed { sentence, may_retry }).await
             }
         }
@@ -498,7 +505,7 @@ impl Actor {
         Ok(())
     }
 
-    /// The VM is no more: nothing of it may stay.
+    /// The VM is no more, or is another node's: nothing of it may stay.
     async fn abandon(&mut self, stop: &CancellationToken) -> Result<(), String> {
         if let Some(held) = self.held.take() {
             self.shared.instances().remove(&self.id);
@@ -507,7 +514,7 @@ impl Actor {
             }
         }
         if let Err(why) = remove(&self.shared, self.id.0).await {
-            tracing::warn!(vm = %self.id, why, "of a vm that is no more");
+            tracing::warn!(vm = %self.id, why, "of a vm that is no more, or not here");
         }
         Ok(())
     }

@@ -64,11 +64,17 @@ pub(super) enum Step {
     Retry,
     /// Nothing to do, and nothing to watch: the actor ends.
     Rest,
+    /// It is not this node's any more: nothing of it may stay here.
+    Abandon,
 }
 
-/// The step. `pid` is the process that is held, if one is.
-pub(super) fn decide(vm: &Vm, seen: &Seen, pid: u32) -> Step {
+/// The step. `pid` is the process that is held, if one is; `here`: is the VM placed on this node?
+pub(super) fn decide(vm: &Vm, seen: &Seen, pid: u32, here: bool) -> Step {
     match seen {
+        Seen::Nothing if !here => Step::Abandon,
+        Seen::Ended { .. } if !here => Step::Release(None),
+        // It may run elsewhere by now.
+        Seen::Machine { asked, .. } if !here => end(*asked, true),
         Seen::Ended { generation, exit } => Step::Release((*generation == vm.generation).then(|| ended(vm, exit))),
         Seen::Machine { generation, asked, .. } if *generation != vm.generation => end(*asked, false),
         Seen::Machine { running, asked, .. } => with_machine(vm, *running, *asked, pid),
@@ -110,7 +116,7 @@ fn with_machine(vm: &Vm, running: Running, asked: Asked, pid: u32) -> Step {
             _ => Step::Wait,
         },
         // A process for which there should be none.
-        Actual::Defined | Actual::Stopped | Actual::Failed | Actual::Deleting => end(asked, true),
+        Actual::Defined | Actual::Stopped | Actual::Failed | Actual::Deleting | Actual::Waiting => end(asked, true),
     }
 }
 
@@ -124,6 +130,6 @@ fn without(vm: &Vm) -> Step {
         Actual::Stopping => Step::Report(VmReport::Ended),
         Actual::Deleting => Step::Remove,
         Actual::Failed if vm.retry_at_ms.is_some() => Step::Retry,
-        Actual::Defined | Actual::Stopped | Actual::Failed => Step::Rest,
+        Actual::Defined | Actual::Stopped | Actual::Failed | Actual::Waiting => Step::Rest,
     }
 }

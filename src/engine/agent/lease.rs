@@ -148,7 +148,7 @@ mod tests {
             secret_sha256,
             name: text("beta"),
             address: text("beta!5640"),
-            entry_format: 3,
+            entry_format: crate::engine::state::ENTRY_FORMAT,
             release: text("1"),
         };
         apply(&mut state, 1, By::Agent, join);
@@ -189,6 +189,8 @@ mod tests {
             memory_bytes: 1,
             cpus: 1,
             vcpus_max: None,
+            arch: "x86_64".into(),
+            disk_bytes: 0,
         };
         apply(&mut state, 1, By::Agent, up);
         apply(&mut state, 1, By::User("root".into()), command);

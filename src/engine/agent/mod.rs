@@ -99,6 +99,12 @@ fn host_cpus() -> u32 {
     std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX))
 }
 
+/// The size of the file system that guests' disks are on, in bytes.
+fn disk_bytes(data: &Path) -> Result<u64, std::io::Error> {
+    let of = rustix::fs::statvfs(data)?;
+    Ok(of.f_blocks.saturating_mul(of.f_frsize))
+}
+
 /// What all parts of the agent share.
 struct Shared {
     engine: Engine,
@@ -173,6 +179,8 @@ impl Agent {
             memory_bytes: options.memory_bytes.unwrap_or(capabilities.memory_bytes),
             cpus: host_cpus(),
             vcpus_max: options.cpus,
+            arch: std::env::consts::ARCH.to_owned(),
+            disk_bytes: disk_bytes(&options.data).map_err(io(&options.data))?,
         };
         engine.submit(By::Agent, vec![up]).await.map_err(AgentError::Refused)?;
         image_faults.extend(register_images(&engine, found).await);

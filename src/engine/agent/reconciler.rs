@@ -84,9 +84,13 @@ async fn follow(shared: &Arc<Shared>, stop: &CancellationToken) -> Result<(), St
     loop {
         changes.borrow_and_update();
         let state = shared.engine.state();
-        for (_, now) in state.vms_changed_since(&known) {
-            if let Some(vm) = now {
-                wake(shared, vm)?;
+        for (before, now) in state.vms_changed_since(&known) {
+            let Some(vm) = now else { continue };
+            wake(shared, vm)?;
+            if before.is_some_and(|before| before.node == Some(shared.options.node))
+                && vm.node != before.and_then(|b| b.node)
+            {
+                left(shared, vm.id)?;
             }
         }
         for (before, _) in known.vms_changed_since(&state) {
@@ -127,6 +131,12 @@ fn removed(shared: &Shared, id: VmId) {
         Some(ActorOf::GivenUp { .. }) => drop(actors.remove(&id)),
         None => {}
     }
+}
+
+/// For a VM that was taken off this node: an actor clears up what is left of it.
+fn left(shared: &Arc<Shared>, id: VmId) -> Result<(), String> {
+    let has_actor = actors(shared).contains_key(&id);
+    if has_actor { Ok(()) } else { start_actor(shared, id) }
 }
 
 /// Wakes the VM's actor, or starts one if it needs one.
@@ -248,9 +258,14 @@ pub(super) async fn clear_up(shared: &Arc<Shared>) -> Result<(), AgentError> {
         let of_vm = run_dir.parent().and_then(|p| p.file_name()?.to_str()?.parse().ok()).unwrap_or(0);
         shared.leftovers.release(&Resource::process(of_vm, &record), &shared.host).await;
     }
-    for vm in shared.records.vms().map_err(failed)?.into_iter().filter(|vm| !here(*vm)) {
+    let rubbish = |vm: &u64| match state.vm(VmId(*vm)) {
+        // What only this node has of it stays.
+        Some(vm) => vm.node != Some(shared.options.node) && vm.is_free(),
+        None => state.was_there(VmId(*vm)),
+    };
+    for vm in shared.records.vms().map_err(failed)?.into_iter().filter(rubbish) {
         if let Err(why) = remove(shared, vm).await {
-            tracing::warn!(vm, why, "of a vm that is no more");
+            tracing::warn!(vm, why, "of a vm that is no more, or not here");
         }
     }
     let taps = shared.host.net.taps().await?;

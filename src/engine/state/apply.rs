@@ -119,6 +119,7 @@ impl Work<'_> {
             })?;
             replies.push(reply);
         }
+        self.settle()?;
         Ok(replies)
     }
 
@@ -138,7 +139,7 @@ impl Work<'_> {
     fn one(&mut self, command: &Command) -> Result<Reply, Refusal> {
         match command {
             Command::Init { cluster, node, admin, admin_uid } => self.init(cluster, node, admin, *admin_uid),
-            Command::NodeUp { host_boot, hypervisor, memory_bytes, cpus, vcpus_max } => {
+            Command::NodeUp { host_boot, hypervisor, memory_bytes, cpus, vcpus_max, arch, disk_bytes } => {
                 self.agent_only()?;
                 self.node_up(&NodeReport {
                     host_boot,
@@ -146,6 +147,8 @@ impl Work<'_> {
                     memory_bytes: *memory_bytes,
                     cpus: *cpus,
                     vcpus_max: *vcpus_max,
+                    arch,
+                    disk_bytes: *disk_bytes,
                 })
             }
             Command::NodeDown => {
@@ -206,6 +209,7 @@ impl Work<'_> {
                 self.invite_new(*secret_sha256, *role, *expires_ms)
             }
             Command::Node { node, verb, conditions } => self.node_verb(*node, *verb, conditions),
+            Command::NodeSet { node, changes, conditions } => self.node_set(*node, changes, conditions),
             of_agents => {
                 self.agent_only()?;
                 self.of_agents(of_agents)
@@ -286,7 +290,9 @@ impl Work<'_> {
     fn key_of(command: &Command) -> Option<&str> {
         match command {
             Command::VmNew { key, .. } => key.as_deref(),
-            Command::Vm { conditions, .. } | Command::Node { conditions, .. } => conditions.key.as_deref(),
+            Command::Vm { conditions, .. } | Command::Node { conditions, .. } | Command::NodeSet { conditions, .. } => {
+                conditions.key.as_deref()
+            }
             _ => None,
         }
     }

@@ -1,8 +1,12 @@
 //! Every invariant of the state, in one function: tests, debug builds and simulators call it.
 
 use super::event::EVENT_SENTENCE_BYTES_MAX;
+use super::placement::{Group, turn};
 use super::vm::{ERROR_BYTES_MAX, FAILURES_MAX};
-use super::{Actual, Desired, HISTORY_MAX, History, NOBODY, Promised, Role, State, UserId, Vm, VmId, What};
+use super::{
+    Actual, Desired, HISTORY_MAX, History, NOBODY, Node, NodeId, Promised, Role, Schedule, State, UserId, Vm, VmId,
+    What,
+};
 use crate::text::name;
 use imbl::OrdMap;
 use std::collections::BTreeSet;
@@ -18,10 +22,13 @@ const PAIRS: &[(Desired, Actual)] = &[
     (Desired::Paused, Actual::Paused),
     (Desired::Stopped, Actual::Stopping),
     (Desired::Running, Actual::Stopping),
+    (Desired::Paused, Actual::Stopping),
     (Desired::Stopped, Actual::Stopped),
     (Desired::Running, Actual::Failed),
     (Desired::Paused, Actual::Failed),
     (Desired::Deleted, Actual::Deleting),
+    (Desired::Running, Actual::Waiting),
+    (Desired::Paused, Actual::Waiting),
 ];
 
 /// A rule, and whether it holds.
@@ -56,8 +63,18 @@ impl State {
             ((1..=self.last_vm).contains(&vm.id.0), "its number is counted"),
             (PAIRS.contains(&(vm.desired, vm.actual)), "it is in a state of the table"),
             ((vm.generation == 0) == (vm.actual == Actual::Defined), "generation 0 is never started"),
-            ((vm.generation == 0) == vm.node.is_none(), "it is placed when it is first started"),
+            (vm.generation > 0 || vm.node.is_none(), "it is placed when it is first started"),
             (vm.node.is_none_or(|n| self.nodes.contains_key(&n)), "its node exists"),
+            (
+                vm.node.is_some() || !(vm.active() || vm.actual == Actual::Deleting),
+                "what has a node's part is on a node",
+            ),
+            (vm.reserved.is_none() || vm.actual == Actual::Stopping, "room is kept for what ends elsewhere"),
+            (vm.reserved.is_none_or(|n| self.nodes.contains_key(&n)), "where it is to go exists"),
+            (
+                vm.actual != Actual::Waiting || (vm.why.is_some() && vm.node.is_none() == vm.is_free()),
+                "what waits is nowhere",
+            ),
             ((vm.promised_bytes > 0) == (vm.promised_cpus > 0), "memory and CPUs are promised together"),
             (!vm.active() || vm.promised_bytes > 0, "what may have a process has memory promised"),
             (
@@ -136,14 +153,31 @@ impl State {
     }
 
     fn check_promises(&self) -> Result<(), String> {
-        let mut promised: OrdMap<_, Promised> = OrdMap::new();
-        for vm in self.vms.values().filter(|vm| vm.promised_bytes > 0) {
-            if let Some(node) = vm.node {
+        let mut promised: OrdMap<NodeId, Promised> = OrdMap::new();
+        let mut groups: OrdMap<Group, OrdMap<NodeId, u64>> = OrdMap::new();
+        for vm in self.vms.values() {
+            for (node, holds) in vm.holds() {
                 let node = promised.entry(node).or_default();
-                *node = node.with(vm);
+                *node = node.and(holds);
+            }
+            for group in Group::of(vm) {
+                for node in vm.places_counted() {
+                    *groups.entry(group.clone()).or_default().entry(node).or_default() += 1;
+                }
             }
         }
-        holds(&[(promised == self.promised, "what is promised is what VMs hold")], || format!("{:?}", self.promised))
+        let placed = self.vms.values().filter_map(|vm| Some((vm.node?, vm.id))).collect();
+        let waiting = self.vms.values().filter(|vm| vm.actual == Actual::Waiting).map(|vm| turn(vm)).collect();
+        let drains = |node: &&Node| matches!(node.schedule, Schedule::Draining | Schedule::Leaving);
+        let draining = self.nodes.values().filter(drains).map(|node| node.id).collect();
+        let rules = [
+            (promised == self.promised, "what is promised is what VMs hold"),
+            (groups == self.groups, "the groups are where their VMs are"),
+            (self.placed == placed, "the index of nodes matches"),
+            (self.waiting == waiting, "those that wait are known"),
+            (self.draining == draining, "those that are drained are known"),
+        ];
+        holds(&rules, || format!("{:?}", self.promised))
     }
 
     fn check_leases(&self) -> Result<(), String> {
@@ -167,7 +201,9 @@ fn holds(rules: &[Rule], whose: impl FnOnce() -> String) -> Result<(), String> {
 /// Can it be read to its end, in order and within bounds?
 fn is_whole(history: &History, seq: u64) -> bool {
     let bounded = |what: &What| match what {
-        What::Failed(sentence) | What::Trouble(sentence) => sentence.len() <= EVENT_SENTENCE_BYTES_MAX,
+        What::Failed(sentence) | What::Trouble(sentence) | What::Waiting(sentence) => {
+            sentence.len() <= EVENT_SENTENCE_BYTES_MAX
+        }
         _ => true,
     };
     history.len() <= HISTORY_MAX

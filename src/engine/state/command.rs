@@ -1,6 +1,6 @@
 //! Commands: what can be asked of the state machine, by users and by the agents.
 
-use super::{NodeId, NodeRole, NodeVerb, RaftId, VmId, VmSpec};
+use super::{NodeChanges, NodeId, NodeRole, NodeVerb, RaftId, VmId, VmSpec};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 
@@ -30,6 +30,10 @@ pub enum Command {
         cpus: u32,
         /// Virtual CPUs that all guests there may have together; None: no limit.
         vcpus_max: Option<u32>,
+        /// The host's architecture, as `x86_64`.
+        arch: String,
+        /// Space for guests' disks, in bytes; 0: not known.
+        disk_bytes: u64,
     },
     /// A node's process is about to end cleanly.
     NodeDown,
@@ -108,7 +112,7 @@ pub enum Command {
         /// The uid on the nodes, for unix sockets and FUSE.
         uid: Option<u32>,
     },
-    /// As [`Command::UserNew`], for a user who is confined. Since format 2, as all that follow.
+    /// As [`Command::UserNew`], for a user who is confined.
     UserNewWithin {
         /// The user's name.
         name: String,
@@ -142,7 +146,7 @@ pub enum Command {
         /// The certificate's serial number, in lower hexadecimal digits.
         serial: String,
     },
-    /// A token is given out with which one machine may join. Since format 3, as all that follow.
+    /// A token is given out with which one machine may join.
     InviteNew {
         /// SHA-256 of the secret in the token. The secret itself is nowhere in the log.
         secret_sha256: [u8; 32],
@@ -203,19 +207,23 @@ pub enum Command {
         /// The counter of the renewal since which it was waited: after a newer one nothing changes.
         counter: u64,
     },
+    /// Changes what a node is called by, and how much of it is promised. Since format 5, as all that follow.
+    NodeSet {
+        /// Which.
+        node: NodeId,
+        /// What.
+        changes: NodeChanges,
+        /// Under which conditions.
+        conditions: Conditions,
+    },
 }
 
 impl Command {
     /// The format of entries that this command came with.
     pub fn since(&self) -> u8 {
         match self {
-            Command::InviteNew { .. }
-            | Command::NodeJoin { .. }
-            | Command::NodeRaftNew { .. }
-            | Command::NodeReach { .. }
-            | Command::Node { .. }
-            | Command::LeaseRenew { .. }
-            | Command::LeaseExpire { .. } => 3,
+            Command::Node { verb, .. } => verb.since(),
+            Command::NodeSet { .. } => 5,
             _ => super::ENTRY_FORMAT_MIN,
         }
     }

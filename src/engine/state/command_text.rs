@@ -1,6 +1,6 @@
 //! A command as text, for the audit trail: as its user might have written it, the object first.
 
-use super::{Command, Conditions, NodeVerb, VmId, VmReport, VmVerb};
+use super::{Command, Conditions, ConstraintChanges, Constraints, NodeChanges, NodeVerb, VmId, VmReport, VmVerb};
 use crate::text::{attrs::quote, duration, size, time::rfc3339};
 use std::fmt;
 
@@ -10,8 +10,9 @@ impl fmt::Display for Command {
             Command::Init { cluster, node, admin, admin_uid } => {
                 write!(f, "cluster init {} node={node} admin={} uid={admin_uid}", quote(cluster), quote(admin))
             }
-            Command::NodeUp { hypervisor, memory_bytes, cpus, vcpus_max, .. } => {
+            Command::NodeUp { hypervisor, memory_bytes, cpus, vcpus_max, arch, disk_bytes, .. } => {
                 write!(f, "node up hypervisor={hypervisor} memory={} cpus={cpus}", size::print(*memory_bytes))?;
+                write!(f, " arch={} disk={}", quote(arch), size::print(*disk_bytes))?;
                 attribute(f, "vcpus-max", vcpus_max.map(|most| most.to_string()).as_deref())
             }
             Command::NodeDown => f.write_str("node down"),
@@ -80,6 +81,7 @@ impl fmt::Display for Command {
                 write!(f, "lease renew counter={counter} length={}", duration::print(*length_ms))
             }
             Command::LeaseExpire { node, counter } => write!(f, "node {node} lease expire counter={counter}"),
+            Command::NodeSet { node, changes, conditions } => write!(f, "node {node} set{changes}{conditions}"),
         }
     }
 }
@@ -104,7 +106,14 @@ impl fmt::Display for super::VmSpec {
         if let Some(ip) = self.ip {
             write!(f, " ip={ip}")?;
         }
-        write!(f, " restart={} grace={}", self.restart, duration::print(self.grace_ms))
+        write!(f, " restart={} grace={} ha={}", self.restart, duration::print(self.grace_ms), self.ha)?;
+        let Constraints { node, arch, labels, affinity, anti_affinity } = &self.constraints;
+        attribute(f, "node", node.as_deref())?;
+        attribute(f, "arch", arch.as_deref())?;
+        attribute(f, "labels", Some(labels.join(",")).filter(|labels| !labels.is_empty()).as_deref())?;
+        attribute(f, "affinity", affinity.as_deref())?;
+        attribute(f, "anti-affinity", anti_affinity.as_deref())?;
+        write!(f, " place={} priority={}", self.place, self.priority)
     }
 }
 
@@ -126,7 +135,16 @@ impl fmt::Display for VmVerb {
                 attribute(f, "cpus", changes.cpus.map(|c| c.to_string()).as_deref())?;
                 attribute(f, "memory", changes.memory_bytes.map(size::print).as_deref())?;
                 attribute(f, "restart", changes.restart.map(|r| r.to_string()).as_deref())?;
-                attribute(f, "grace", changes.grace_ms.map(duration::print).as_deref())
+                attribute(f, "grace", changes.grace_ms.map(duration::print).as_deref())?;
+                attribute(f, "ha", changes.ha.map(|ha| ha.to_string()).as_deref())?;
+                let ConstraintChanges { node, arch, labels, affinity, anti_affinity } = &changes.constraints;
+                attribute(f, "node", node.as_deref())?;
+                attribute(f, "arch", arch.as_deref())?;
+                attribute(f, "labels", labels.as_ref().map(|labels| labels.join(",")).as_deref())?;
+                attribute(f, "affinity", affinity.as_deref())?;
+                attribute(f, "anti-affinity", anti_affinity.as_deref())?;
+                attribute(f, "place", changes.place.map(|place| place.to_string()).as_deref())?;
+                attribute(f, "priority", changes.priority.map(|priority| priority.to_string()).as_deref())
             }
         }
     }
@@ -138,7 +156,22 @@ impl fmt::Display for NodeVerb {
             NodeVerb::Promote => "promote",
             NodeVerb::Demote => "demote",
             NodeVerb::Remove => "remove",
+            NodeVerb::Cordon => "cordon",
+            NodeVerb::Drain => "drain",
+            NodeVerb::Undrain => "undrain",
+            NodeVerb::Leave => "leave",
+            NodeVerb::Forget => "forget",
         })
+    }
+}
+
+impl fmt::Display for NodeChanges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let percent = |ratio: Option<u32>| ratio.map(|ratio| format!("{ratio}%"));
+        attribute(f, "labels", self.labels.as_ref().map(|labels| labels.join(",")).as_deref())?;
+        attribute(f, "memory-ratio", percent(self.memory_percent).as_deref())?;
+        attribute(f, "cpu-ratio", percent(self.cpus_percent).as_deref())?;
+        attribute(f, "disk-ratio", percent(self.disk_percent).as_deref())
     }
 }
 

@@ -6,11 +6,11 @@ use sha2::{Digest, Sha256};
 
 /// The newest format of an encoded [`Entry`], its first byte. A new kind of command is a new format, and an entry is written in the
 /// oldest one that has its commands: so a cluster whose nodes are upgraded one by one writes what all of them can read.
-pub const ENTRY_FORMAT: u8 = 3;
+pub const ENTRY_FORMAT: u8 = 5;
 /// The oldest one that is read.
-pub const ENTRY_FORMAT_MIN: u8 = 2;
+pub const ENTRY_FORMAT_MIN: u8 = 4;
 /// The format of an encoded [`State`], its first byte.
-pub const STATE_FORMAT: u8 = 3;
+pub const STATE_FORMAT: u8 = 4;
 
 /// Length of a SHA-256.
 const HASH_BYTES: usize = 32;

@@ -93,6 +93,22 @@ pub enum What {
     Lost,
     /// A node that was lost is there again.
     Back,
+    /// A VM is to run, and no node has room for it: why.
+    Waiting(Arc<str>),
+    /// A VM ends where it is, to begin on this node.
+    Moving(Arc<str>),
+    /// A VM that does not run is on no node any more.
+    TakenOff,
+    /// A node takes no more VMs.
+    Cordoned,
+    /// And is to be empty.
+    Draining,
+    /// A node has become empty.
+    Drained,
+    /// A node takes VMs again.
+    Undrained,
+    /// A node is to be empty, and then no member any more.
+    Leaving,
 }
 
 impl What {
@@ -163,6 +179,14 @@ impl fmt::Display for What {
             What::NewStore => f.write_str("new store"),
             What::Lost => f.write_str("lost"),
             What::Back => f.write_str("back"),
+            What::Waiting(why) => write!(f, "waiting {why}"),
+            What::Moving(node) => write!(f, "moving to {node}"),
+            What::TakenOff => f.write_str("taken off its node"),
+            What::Cordoned => f.write_str("cordoned"),
+            What::Draining => f.write_str("draining"),
+            What::Drained => f.write_str("drained"),
+            What::Undrained => f.write_str("undrained"),
+            What::Leaving => f.write_str("leaving"),
         }
     }
 }

@@ -4,6 +4,8 @@
 //! lost its store gets another, because the old one may have voted for what the new store has not.
 
 use super::apply::Work;
+use super::constraints::check_labels;
+use super::node::{NodeChanges, RATIO_PERCENT, Ratios, Schedule};
 use super::words::words;
 use super::{
     About, Conditions, ENTRY_FORMAT, ENTRY_FORMAT_MIN, Kind, Node, NodeId, Operation, Reply, State, Subject, What,
@@ -74,8 +76,28 @@ pub enum NodeVerb {
     Promote,
     /// A voter is to have the log alone.
     Demote,
-    /// It is no member any more.
+    /// It is no member any more; refused while VMs are placed there.
     Remove,
+    /// It takes no more VMs. Since format 5, as all that follow.
+    Cordon,
+    /// And those that are there are moved away, one at a time.
+    Drain,
+    /// It takes VMs again; what has not moved stays.
+    Undrain,
+    /// It is drained, and then no member any more.
+    Leave,
+    /// It is no member any more, and gone for good: what was placed there is begun elsewhere, and its disks are lost. Refused while it is there.
+    Forget,
+}
+
+impl NodeVerb {
+    /// The format of entries that it came with.
+    pub(super) fn since(self) -> u8 {
+        match self {
+            NodeVerb::Promote | NodeVerb::Demote | NodeVerb::Remove => super::ENTRY_FORMAT_MIN,
+            NodeVerb::Cordon | NodeVerb::Drain | NodeVerb::Undrain | NodeVerb::Leave | NodeVerb::Forget => 5,
+        }
+    }
 }
 
 /// Who joins, and with what.
@@ -223,14 +245,7 @@ impl Work<'_> {
     }
 
     pub(super) fn node_verb(&mut self, id: NodeId, verb: NodeVerb, conditions: &Conditions) -> Result<Reply, Refusal> {
-        let node = self.node_there(id)?;
-        self.allowed(About::Cluster, Operation::Administer, &format!("nodes/{}", node.name))?;
-        if let Some(wanted) = conditions.version.filter(|version| *version != node.version) {
-            return Err(Refusal::stale(format!(
-                "version={wanted} did not match: node '{}' has version {} by now",
-                node.name, node.version
-            )));
-        }
+        let node = self.node_to_change(id, conditions)?;
         match verb {
             NodeVerb::Promote if node.role == NodeRole::Voter => Ok(Reply::Unchanged),
             NodeVerb::Promote if self.state.voters().count() >= VOTERS_MAX => Err(too_many_voters()),
@@ -241,20 +256,93 @@ impl Work<'_> {
                 self.change_node_of(id, What::Set, |node| node.role = NodeRole::Learner)
             }
             NodeVerb::Remove => self.node_remove(&node),
+            NodeVerb::Forget if node.is_there() => Err(Refusal::busy(format!(
+                "node '{}' is busy being there: drain and remove it, or switch it off first",
+                node.name
+            ))),
+            NodeVerb::Forget => {
+                self.check_majority_without(&node)?;
+                self.node_forgotten(&node)?;
+                self.node_remove(&node)
+            }
+            NodeVerb::Cordon | NodeVerb::Drain | NodeVerb::Undrain | NodeVerb::Leave => self.node_schedule(&node, verb),
         }
     }
 
-    fn node_remove(&mut self, node: &Node) -> Result<Reply, Refusal> {
+    /// A node that this user may change, if it is as it was thought to be.
+    fn node_to_change(&self, id: NodeId, conditions: &Conditions) -> Result<Node, Refusal> {
+        let node = self.node_there(id)?;
+        self.allowed(About::Cluster, Operation::Administer, &format!("nodes/{}", node.name))?;
+        match conditions.version.filter(|version| *version != node.version) {
+            None => Ok(node),
+            Some(wanted) => Err(Refusal::stale(format!(
+                "version={wanted} did not match: node '{}' has version {} by now",
+                node.name, node.version
+            ))),
+        }
+    }
+
+    fn node_schedule(&mut self, node: &Node, verb: NodeVerb) -> Result<Reply, Refusal> {
+        let (schedule, what) = match (verb, node.schedule) {
+            (NodeVerb::Cordon, _) => (Schedule::Cordoned, What::Cordoned),
+            (NodeVerb::Drain, Schedule::Drained) => return Ok(Reply::Unchanged),
+            (NodeVerb::Drain, _) => (Schedule::Draining, What::Draining),
+            (NodeVerb::Leave, _) => {
+                self.check_majority_without(node)?;
+                (Schedule::Leaving, What::Leaving)
+            }
+            _ => (Schedule::Open, What::Undrained),
+        };
+        if schedule == node.schedule {
+            return Ok(Reply::Unchanged);
+        }
+        if matches!(schedule, Schedule::Draining | Schedule::Leaving) {
+            self.state.draining.insert(node.id);
+        } else {
+            self.state.draining.remove(&node.id);
+        }
+        // What moves already moves on by itself.
+        let moving = node.moving.filter(|_| self.state.draining.contains(&node.id));
+        self.change_node_of(node.id, what, |node| (node.schedule, node.moving) = (schedule, moving))
+    }
+
+    pub(super) fn node_set(
+        &mut self,
+        id: NodeId,
+        changes: &NodeChanges,
+        conditions: &Conditions,
+    ) -> Result<Reply, Refusal> {
+        let node = self.node_to_change(id, conditions)?;
+        let labels = changes.labels.clone().unwrap_or_else(|| node.labels.clone());
+        check_labels(&labels)?;
+        let ratios = Ratios {
+            memory_percent: changes.memory_percent.unwrap_or(node.ratios.memory_percent),
+            cpus_percent: changes.cpus_percent.or(node.ratios.cpus_percent),
+            disk_percent: changes.disk_percent.unwrap_or(node.ratios.disk_percent),
+        };
+        let given = [Some(ratios.memory_percent), ratios.cpus_percent, Some(ratios.disk_percent)];
+        if given.into_iter().flatten().any(|ratio| !RATIO_PERCENT.contains(&ratio)) {
+            let (least, most) = (RATIO_PERCENT.start(), RATIO_PERCENT.end());
+            return Err(Refusal::invalid(format!("invalid ratio: {least}% to {most}% is allowed")));
+        }
+        if (&labels, ratios) == (&node.labels, node.ratios) {
+            return Ok(Reply::Unchanged);
+        }
+        self.change_node_of(id, What::Set, |node| (node.labels, node.ratios) = (labels, ratios))
+    }
+
+    pub(super) fn node_remove(&mut self, node: &Node) -> Result<Reply, Refusal> {
         self.check_majority_without(node)?;
-        let placed: Vec<String> =
-            self.state.vms.values().filter(|vm| vm.node == Some(node.id)).map(|vm| vm.id.to_string()).take(9).collect();
+        let placed: Vec<String> = self.state.vms_on(node.id).map(|vm| vm.id.to_string()).take(9).collect();
         if !placed.is_empty() {
             return Err(Refusal::busy(format!(
-                "node '{}' is busy: vms {} are there, and what they have written; delete them first",
+                "node '{}' is busy: vms {} are there; drain it first, and delete those whose disks are there",
                 node.name,
                 placed.join(" ")
             )));
         }
+        self.give_up_moves_to(node.id);
+        self.state.draining.remove(&node.id);
         self.state.nodes.remove(&node.id);
         self.state.submitters.remove(&node.id);
         self.state.promised.remove(&node.id);
@@ -311,7 +399,9 @@ impl Work<'_> {
         if node.lease.counter != counter || node.lease.expired || counter == 0 {
             return Ok(Reply::Unchanged);
         }
-        self.change_node_of(id, What::Lost, |node| (node.lease.expired, node.up) = (true, false))
+        self.change_node_of(id, What::Lost, |node| (node.lease.expired, node.up) = (true, false))?;
+        self.node_lost(id)?;
+        Ok(Reply::Done)
     }
 
     fn node_there(&self, id: NodeId) -> Result<Node, Refusal> {
@@ -336,6 +426,7 @@ impl Work<'_> {
         let subject = Subject::Node(id, node.name.as_str().into());
         self.event(subject, what);
         self.touch(Kind::Node);
+        self.room_grew();
         Ok(Reply::Done)
     }
 }

@@ -5,7 +5,8 @@
 //!
 //! - `apply.rs`: takes an entry: is it new, is it allowed; then hands each command to the entity that it is about
 //! - `vm.rs`: the VM and its transitions, drawn there; `spec.rs`: what may be asked of one; `vms.rs`: what else a command
-//!   about one touches: names, leases, promises of memory; `placement.rs`: which node it goes to
+//!   about one touches: names, leases, promises of memory; `constraints.rs`, `placement.rs`: which node it goes to
+//! - `moves.rs`: VMs that change their node: of lost and of drained nodes, and those that wait for room
 //! - `membership.rs`: who belongs to the cluster, who votes, leases
 //! - `node.rs`, `image.rs`, `user.rs`: the other entities (pools are in the room `ipam`); `access.rs`: what narrows a user
 //! - `event.rs`, `history.rs`, `directory.rs`: what happened, to what, and when last; `keys.rs`: `id=KEY`
@@ -16,6 +17,7 @@ mod apply;
 mod check;
 pub mod command;
 mod command_text;
+pub mod constraints;
 pub mod directory;
 mod encoding;
 pub mod entry;
@@ -24,6 +26,7 @@ pub mod history;
 pub mod image;
 mod keys;
 pub mod membership;
+mod moves;
 pub mod node;
 mod placement;
 pub mod spec;
@@ -34,6 +37,7 @@ mod words;
 
 pub use access::{About, Access};
 pub use command::{Command, Conditions, VmReport, VmVerb};
+pub use constraints::{ConstraintChanges, Constraints, Place};
 pub use directory::{Directory, Kind, Touched};
 pub use encoding::{DecodeError, ENTRY_FORMAT, ENTRY_FORMAT_MIN, STATE_FORMAT};
 pub use entry::{By, Entry, EntryId, Outcome, Reply};
@@ -41,15 +45,15 @@ pub use event::{Event, Subject, What};
 pub use history::{HISTORY_MAX, History};
 pub use image::Image;
 pub use membership::{Invite, Lease, NodeRole, NodeVerb, RaftId};
-pub use node::Node;
+pub use node::{Node, NodeChanges, Ratios, Schedule};
 pub use placement::Promised;
-pub use spec::{Restart, SpecChanges, VmSpec};
+pub use spec::{Ha, Restart, SpecChanges, VmSpec};
 pub use user::{NOBODY, Operation, Role, User};
 pub use vm::{Actual, Desired, Vm};
 
 use crate::clock::HybridTime;
 use crate::ipam::Ipam;
-use imbl::OrdMap;
+use imbl::{OrdMap, OrdSet};
 use keys::Keys;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -117,6 +121,15 @@ pub struct State {
     last_invite: u64,
     last_node: u64,
     last_raft: u64,
+    /// The VMs of each node.
+    placed: OrdSet<(NodeId, VmId)>,
+    /// The VMs that wait, in their turn.
+    waiting: OrdSet<(u8, VmId)>,
+    /// How many of each group are on which node.
+    groups: OrdMap<placement::Group, OrdMap<NodeId, u64>>,
+    /// The nodes that are to become empty.
+    draining: OrdSet<NodeId>,
+    look: moves::Look,
 }
 
 impl State {
@@ -143,6 +156,11 @@ impl State {
     /// A VM.
     pub fn vm(&self, id: VmId) -> Option<&Arc<Vm>> {
         self.vms.get(&id)
+    }
+
+    /// Is, or was, there a VM of this number?
+    pub fn was_there(&self, id: VmId) -> bool {
+        (1..=self.last_vm).contains(&id.0)
     }
 
     /// A VM by name.
@@ -197,6 +215,12 @@ impl State {
     /// All nodes, by number.
     pub fn nodes(&self) -> impl ExactSizeIterator<Item = &Node> {
         self.nodes.values()
+    }
+
+    /// The VMs that are placed on a node, by number.
+    pub fn vms_on(&self, node: NodeId) -> impl Iterator<Item = &Arc<Vm>> {
+        let placed = self.placed.range((node, VmId(0))..=(node, VmId(u64::MAX)));
+        placed.filter_map(|(_, vm)| self.vms.get(vm))
     }
 
     /// What is promised to guests on a node.

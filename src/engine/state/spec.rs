@@ -1,5 +1,6 @@
 //! What may be asked of a VM: its attributes, their bounds and defaults.
 
+use super::constraints::{ConstraintChanges, Constraints, PRIORITY_MAX, Place};
 use super::words::words;
 use crate::text::{Refusal, duration, name, size};
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,14 @@ pub struct VmSpec {
     pub restart: Restart,
     /// How long a stop waits for the guest before it is by force, in milliseconds, within [`GRACE_MS`].
     pub grace_ms: u64,
+    /// What happens to it when its node is lost.
+    pub ha: Ha,
+    /// Which nodes will do.
+    pub constraints: Constraints,
+    /// Which of them.
+    pub place: Place,
+    /// Who goes first when several wait for room: the higher, at most [`PRIORITY_MAX`].
+    pub priority: u8,
 }
 
 /// What `set` changes; None: as it was. What the machine is made of takes effect at the next start.
@@ -51,6 +60,14 @@ pub struct SpecChanges {
     pub restart: Option<Restart>,
     /// See [`VmSpec::grace_ms`]; at once.
     pub grace_ms: Option<u64>,
+    /// See [`VmSpec::ha`]; at the next start.
+    pub ha: Option<Ha>,
+    /// See [`VmSpec::constraints`]; at the next start.
+    pub constraints: ConstraintChanges,
+    /// See [`VmSpec::place`]; at the next start.
+    pub place: Option<Place>,
+    /// See [`VmSpec::priority`]; at once.
+    pub priority: Option<u8>,
 }
 
 words!(
@@ -67,6 +84,18 @@ words!(
     }
 );
 
+words!(
+    /// `ha=`: what happens to a VM whose node can't be heard any more.
+    #[derive(Default)]
+    Ha: "ha policy" {
+        /// It runs on wherever it is, and is started nowhere else before its node says that it has ended.
+        #[default]
+        Stay = "stay",
+        /// Its node ends it when it can't renew its lease, and it is started on another one.
+        Restart = "restart",
+    }
+);
+
 impl Default for VmSpec {
     fn default() -> VmSpec {
         VmSpec {
@@ -78,6 +107,10 @@ impl Default for VmSpec {
             ip: None,
             restart: Restart::default(),
             grace_ms: 30_000,
+            ha: Ha::default(),
+            constraints: Constraints::default(),
+            place: Place::default(),
+            priority: 5,
         }
     }
 }
@@ -97,6 +130,18 @@ impl VmSpec {
         check_bytes("memory", self.memory_bytes, &MEMORY_BYTES)?;
         if let Some(disk_bytes) = self.disk_bytes {
             check_bytes("disk", disk_bytes, &DISK_BYTES)?;
+            if self.ha == Ha::Restart {
+                return Err(Refusal::invalid(
+                    "invalid ha=restart: a disk is on one node and can't be had elsewhere when that is lost; leave out disk=, or ha=",
+                ));
+            }
+        }
+        self.constraints.check()?;
+        if self.priority > PRIORITY_MAX {
+            return Err(Refusal::invalid(format!(
+                "invalid priority={}: 0 to {PRIORITY_MAX} is allowed",
+                self.priority
+            )));
         }
         VmSpec::check_grace(self.grace_ms)
     }
@@ -129,6 +174,10 @@ impl VmSpec {
         spec.memory_bytes = changes.memory_bytes.unwrap_or(spec.memory_bytes);
         spec.restart = changes.restart.unwrap_or(spec.restart);
         spec.grace_ms = changes.grace_ms.unwrap_or(spec.grace_ms);
+        spec.ha = changes.ha.unwrap_or(spec.ha);
+        spec.constraints = spec.constraints.with(&changes.constraints);
+        spec.place = changes.place.unwrap_or(spec.place);
+        spec.priority = changes.priority.unwrap_or(spec.priority);
         spec
     }
 }

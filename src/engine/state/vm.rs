@@ -13,6 +13,9 @@
 //!      └──────────────────────────────────────────────┘   (desired running: starting, next generation)
 //!
 //!   delete: defined ─▶ gone;  stopped, failed ─▶ deleting ─Removed─▶ gone;  else EBUSY
+//!
+//!   waiting: it is to run, nothing of it runs, and no node has room: whatever would have begun a generation without a user ends here,
+//!   and it is begun as soon as there is room. It is the state of those whose node is lost, too, if their node is sure to have ended them.
 //! ```
 //!
 //! Verbs set what is desired, the agent's reports say what is. Each start has a generation, and a report about another
@@ -23,9 +26,9 @@
 #![doc = include_str!("transitions.txt")]
 //! ```
 
-use super::event::{Event, Subject, What, bounded};
+use super::event::{EVENT_SENTENCE_BYTES_MAX, Event, Subject, What, bounded};
 use super::words::words;
-use super::{History, NodeId, Restart, VmId, VmReport, VmSpec};
+use super::{Ha, History, NodeId, Promised, Restart, VmId, VmReport, VmSpec};
 use crate::clock::HybridTime;
 use crate::text::Refusal;
 use serde::{Deserialize, Serialize};
@@ -79,6 +82,8 @@ words!(
         Failed = "failed",
         /// The agent is clearing up what is left of it.
         Deleting = "deleting",
+        /// It is to run, and no node has room for it; `why` says what is wanting.
+        Waiting = "waiting",
     }
 );
 
@@ -101,12 +106,21 @@ pub struct Vm {
     pub generation: u64,
     /// Counts the changes of this object; `version=` compares it.
     pub version: u64,
-    /// Where it is placed, from its first start to its end.
+    /// Where it is placed, or was last; None: nowhere, because it was never started, waits, or was taken off its node.
     pub node: Option<NodeId>,
+    /// Where it goes when it has ended where it is: room is kept for it there.
+    pub reserved: Option<NodeId>,
+    /// Why it is where it is, or nowhere; None before its first start.
+    pub why: Option<Arc<str>>,
     /// Memory promised to it there, in bytes; 0 when it holds none.
     pub promised_bytes: u64,
     /// Virtual CPUs promised to it there; 0 when it holds none.
     pub promised_cpus: u32,
+    /// Was its generation begun under `ha=restart`? Its node ends it when it can't renew its lease; what the spec says by now counts
+    /// from the next start.
+    pub fenced: bool,
+    /// May there still be a process of an earlier generation that was not fenced?
+    pub unfenced_before: bool,
     /// Its address, leased from `new` to the end of `delete`.
     pub ip: Option<IpAddr>,
     /// The process on its node, for people to look at.
@@ -142,6 +156,8 @@ pub(super) enum Change {
     Now(What),
     /// The next generation is to begin: place it.
     Begin,
+    /// The next generation is to begin where this one is, after its end.
+    Again,
     /// It is to vanish.
     Remove,
 }
@@ -163,8 +179,12 @@ impl Vm {
             generation: 0,
             version: 0,
             node: None,
+            reserved: None,
+            why: None,
             promised_bytes: 0,
             promised_cpus: 0,
+            fenced: false,
+            unfenced_before: false,
             ip: Some(ip),
             pid: None,
             started: None,
@@ -213,7 +233,9 @@ impl Vm {
         match self.actual {
             Actual::Defined | Actual::Stopped | Actual::Failed => Ok(self.begin_afresh()),
             // What starts or runs goes on; what is paused is resumed; what is being ended is started again after its end.
-            Actual::Starting | Actual::Running | Actual::Paused | Actual::Stopping => Ok(self.desire(Desired::Running)),
+            Actual::Starting | Actual::Running | Actual::Paused | Actual::Stopping | Actual::Waiting => {
+                Ok(self.desire(Desired::Running))
+            }
             Actual::Deleting => self.being_deleted(),
         }
     }
@@ -230,9 +252,10 @@ impl Vm {
                 let unchanged = self.desired == Desired::Stopped && !sooner;
                 self.desired = Desired::Stopped;
                 self.stop_grace_ms = self.stop_grace_ms.min(grace_ms);
+                self.reserved = None;
                 Ok(if unchanged { Change::Nothing } else { Change::Now(What::Stopping) })
             }
-            Actual::Failed => {
+            Actual::Failed | Actual::Waiting => {
                 self.desired = Desired::Stopped;
                 Ok(self.ended())
             }
@@ -243,10 +266,16 @@ impl Vm {
 
     pub(super) fn restart(&mut self) -> Result<Change, Refusal> {
         match self.actual {
-            Actual::Starting | Actual::Running | Actual::Paused => Ok(self.begin_afresh()),
+            Actual::Starting | Actual::Running | Actual::Paused => {
+                self.begin_afresh();
+                Ok(Change::Again)
+            }
             Actual::Stopping => busy(format!("{} is stopping and busy: wait for it, then start it", self.called())),
             Actual::Defined | Actual::Stopped | Actual::Failed => {
                 busy(format!("{} is {}, so it can't be restarted (busy): start it", self.called(), self.actual))
+            }
+            Actual::Waiting => {
+                busy(format!("{} is waiting and busy with that: it starts when there is room", self.called()))
             }
             Actual::Deleting => self.being_deleted(),
         }
@@ -254,7 +283,7 @@ impl Vm {
 
     pub(super) fn pause(&mut self) -> Result<Change, Refusal> {
         match self.actual {
-            Actual::Starting | Actual::Running | Actual::Paused => Ok(self.desire(Desired::Paused)),
+            Actual::Starting | Actual::Running | Actual::Paused | Actual::Waiting => Ok(self.desire(Desired::Paused)),
             Actual::Deleting => self.being_deleted(),
             actual => busy(format!("{} is {actual} and can't be paused (busy): only a running one can", self.called())),
         }
@@ -262,7 +291,7 @@ impl Vm {
 
     pub(super) fn resume(&mut self) -> Result<Change, Refusal> {
         match self.actual {
-            Actual::Starting | Actual::Running | Actual::Paused => Ok(self.desire(Desired::Running)),
+            Actual::Starting | Actual::Running | Actual::Paused | Actual::Waiting => Ok(self.desire(Desired::Running)),
             Actual::Deleting => self.being_deleted(),
             actual => busy(format!("{} is {actual} and can't be resumed (busy): only a paused one can", self.called())),
         }
@@ -272,6 +301,7 @@ impl Vm {
         match self.actual {
             // No node has anything of it.
             Actual::Defined => Ok(Change::Remove),
+            Actual::Stopped | Actual::Failed if self.node.is_none() => Ok(Change::Remove),
             Actual::Stopped | Actual::Failed => {
                 (self.desired, self.actual, self.retry_at_ms) = (Desired::Deleted, Actual::Deleting, None);
                 self.give_back();
@@ -304,6 +334,8 @@ impl Vm {
         match (report, self.actual) {
             (VmReport::Started { pid }, Actual::Starting) => {
                 (self.actual, self.pid, self.started) = (Actual::Running, Some(*pid), Some(now));
+                // Its node ends what is left of earlier ones before it starts another.
+                self.unfenced_before = false;
                 Ok(Change::Now(What::Running { generation }))
             }
             (VmReport::GuestReady, _) if self.started.is_some() && !self.guest_ready => {
@@ -350,17 +382,96 @@ impl Vm {
         if self.active() { self.ended() } else { Change::Nothing }
     }
 
-    /// It holds nothing of its node any more.
+    /// Its node is lost. If that is sure to have ended it, or has said so, it is to begin elsewhere, or is no more.
+    pub(super) fn node_lost(&mut self) -> Change {
+        let was_retried = self.actual == Actual::Failed && self.retry_at_ms.is_some();
+        if !(was_retried && self.is_free() || self.active() && self.fenced && !self.unfenced_before) {
+            return Change::Nothing;
+        }
+        self.ended()
+    }
+
+    /// Is there nothing of it that only its node has?
+    pub fn is_free(&self) -> bool {
+        self.spec.disk_bytes.is_none()
+    }
+
+    /// Can it be stopped and started elsewhere now? What is on its way to an end, or ended, is not moved.
+    pub(super) fn may_move(&self) -> bool {
+        self.is_free() && matches!(self.actual, Actual::Starting | Actual::Running | Actual::Paused)
+    }
+
+    /// It is to end where it is, and to begin on another node.
+    pub(super) fn move_to(&mut self, node: NodeId, called: &str) -> What {
+        (self.actual, self.stop_grace_ms, self.reserved) = (Actual::Stopping, self.spec.grace_ms, Some(node));
+        What::Moving(called.into())
+    }
+
+    /// What it holds, and where.
+    pub(super) fn holds(&self) -> impl Iterator<Item = (NodeId, Promised)> {
+        let machine = Promised { bytes: self.promised_bytes, cpus: u64::from(self.promised_cpus), disk_bytes: 0 };
+        let disk = Promised { disk_bytes: self.spec.disk_bytes.unwrap_or_default(), ..Promised::default() };
+        let asked = Promised { bytes: self.spec.memory_bytes, cpus: u64::from(self.spec.cpus), ..disk };
+        let here = self.node.map(|node| (node, machine.and(disk)));
+        here.into_iter()
+            .chain(self.reserved.map(|node| (node, asked)))
+            .filter(|(_, promised)| *promised != Promised::default())
+    }
+
+    /// It holds no memory and no CPUs of a node any more.
     fn give_back(&mut self) {
         (self.promised_bytes, self.promised_cpus) = (0, 0);
     }
 
-    /// A generation begins on this node.
-    pub(super) fn begin(&mut self, node: NodeId) -> What {
+    /// It is to run, and there is no room.
+    pub(super) fn wait(&mut self, why: &str) -> What {
+        self.leave();
+        self.actual = Actual::Waiting;
+        self.why = Some(bounded(why, ERROR_BYTES_MAX));
+        What::Waiting(bounded(why, EVENT_SENTENCE_BYTES_MAX))
+    }
+
+    /// Nothing of it runs; what only its node has ties it to that.
+    fn leave(&mut self) {
+        self.give_back();
+        (self.pid, self.started, self.guest_ready, self.retry_at_ms) = (None, None, false, None);
+        (self.reserved, self.unfenced_before) = (None, false);
+        if self.is_free() {
+            self.node = None;
+        }
+    }
+
+    /// It is off a node that is to be empty; nothing of it runs.
+    pub(super) fn take_off(&mut self) -> What {
+        self.node = None;
+        What::TakenOff
+    }
+
+    /// Whoever runs the cluster says that its node is gone for good, with all that it had.
+    pub(super) fn node_forgotten(&mut self, called: &str) -> Change {
+        let was_lost = !self.is_free();
+        self.leave();
+        self.node = None;
+        if self.actual == Actual::Deleting {
+            return Change::Remove;
+        }
+        if was_lost {
+            let sentence =
+                format!("its disk was on node '{called}', which is gone for good: a start makes an empty one");
+            self.error = Some(bounded(&sentence, ERROR_BYTES_MAX));
+            self.desired = Desired::Stopped;
+        }
+        self.ended()
+    }
+
+    /// A generation begins on this node. `over`: one that may still run there, and is ended first.
+    pub(super) fn begin(&mut self, node: NodeId, why: &str, over: bool) -> What {
         self.generation += 1;
+        self.unfenced_before = over && (self.unfenced_before || !self.fenced);
         self.actual = Actual::Starting;
-        self.node = Some(node);
+        (self.node, self.reserved, self.why) = (Some(node), None, Some(bounded(why, ERROR_BYTES_MAX)));
         (self.promised_bytes, self.promised_cpus) = (self.spec.memory_bytes, self.spec.cpus);
+        self.fenced = self.spec.ha == Ha::Restart;
         (self.pid, self.started, self.guest_ready) = (None, None, false);
         (self.retry_at_ms, self.stop_grace_ms) = (None, self.spec.grace_ms);
         What::Starting { generation: self.generation }
@@ -425,7 +536,7 @@ impl Vm {
         }
         (self.actual, self.pid, self.started, self.guest_ready) = (Actual::Stopped, None, None, false);
         self.give_back();
-        self.retry_at_ms = None;
+        (self.retry_at_ms, self.reserved, self.unfenced_before) = (None, None, false);
         Change::Now(What::Stopped)
     }
 

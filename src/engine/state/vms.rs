@@ -1,11 +1,11 @@
 //! Commands about VMs, with what they touch beside the VM itself: names, leases, promises of memory.
 
 use super::apply::Work;
-use super::placement::{Promised, place};
+use super::moves::WithoutRoom;
+use super::placement::{Group, Promised};
 use super::vm::Change;
 use super::{
-    About, By, Conditions, Kind, NodeId, Operation, Reply, SpecChanges, Subject, Vm, VmId, VmReport, VmSpec, VmVerb,
-    What,
+    About, Conditions, Kind, NodeId, Operation, Reply, SpecChanges, Subject, Vm, VmId, VmReport, VmSpec, VmVerb, What,
 };
 use crate::text::attrs::shown;
 use crate::text::{Refusal, name, nearest};
@@ -92,7 +92,7 @@ impl Work<'_> {
             VmVerb::Delete => vm.delete(),
             VmVerb::Set { name, changes } => self.vm_set(&mut vm, name.as_deref(), changes),
         }?;
-        self.carry_out(vm, change)
+        self.carry_out(vm, change, WithoutRoom::Refuse)
     }
 
     fn vm_set(&self, vm: &mut Vm, called: Option<&str>, changes: &SpecChanges) -> Result<Change, Refusal> {
@@ -122,56 +122,41 @@ impl Work<'_> {
             return Err(Refusal::stale(sentence));
         }
         let change = vm.report(report, self.state.now)?;
-        self.carry_out(vm, change)
+        self.carry_out(vm, change, WithoutRoom::Wait)
     }
 
     /// Everything of a node whose host was booted anew.
     pub(super) fn host_rebooted(&mut self, node: NodeId) -> Result<(), Refusal> {
-        let there: Vec<Arc<Vm>> = self.state.vms.values().filter(|vm| vm.node == Some(node)).cloned().collect();
+        let there: Vec<Arc<Vm>> = self.state.vms_on(node).cloned().collect();
         for vm in there {
             let mut vm = Vm::clone(&vm);
             let change = vm.host_gone();
-            self.carry_out(vm, change)?;
+            self.carry_out(vm, change, WithoutRoom::Wait)?;
         }
         Ok(())
     }
 
-    fn carry_out(&mut self, vm: Vm, change: Change) -> Result<Reply, Refusal> {
+    pub(super) fn carry_out(&mut self, vm: Vm, change: Change, without_room: WithoutRoom) -> Result<Reply, Refusal> {
         match change {
             Change::Nothing => return Ok(Reply::Unchanged),
             Change::Now(what) => self.put(vm, what),
-            Change::Begin => self.begin(vm)?,
+            Change::Begin => self.begin(vm, without_room)?,
+            Change::Again => self.begin_again(vm)?,
             Change::Remove => self.remove(&vm),
         }
         Ok(Reply::Done)
     }
 
-    /// The next generation. For a user's verb, no room is a refusal; for what happened on a node it is a failure that is
-    /// tried again.
-    fn begin(&mut self, mut vm: Vm) -> Result<(), Refusal> {
-        match (place(&self.state, &vm), self.by) {
-            (Ok(node), _) => {
-                let what = vm.begin(node);
-                self.put(vm, what);
-            }
-            (Err(refusal), By::User(_)) => return Err(refusal),
-            (Err(refusal), By::Agent) => {
-                if let Change::Now(what) = vm.fail(&refusal.sentence, true, self.state.now) {
-                    self.put(vm, what);
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Stores a changed VM, with all that follows from the change.
-    fn put(&mut self, mut vm: Vm, what: What) {
+    pub(super) fn put(&mut self, mut vm: Vm, what: What) {
         let (now, old) = (self.state.now, self.state.vms.get(&vm.id).cloned());
         vm.version += 1;
         (vm.changed, vm.changed_seq) = (now, self.seq);
         vm.history.push(self.seq, now, &what);
         self.index_name(vm.id, old.as_deref().and_then(|o| o.name.as_deref()), vm.name.as_deref());
-        self.promise(old.as_deref(), &vm);
+        self.index_place(old.as_deref(), Some(&vm));
+        self.promise(old.as_deref(), Some(&vm));
+        self.group(old.as_deref(), Some(&vm));
         self.event(Subject::Vm(vm.id), what);
         self.state.vms.insert(vm.id, Arc::new(vm));
     }
@@ -179,6 +164,9 @@ impl Work<'_> {
     fn remove(&mut self, vm: &Vm) {
         if let Some(old) = self.state.vms.remove(&vm.id) {
             self.index_name(vm.id, old.name.as_deref(), None);
+            self.index_place(Some(&old), None);
+            self.promise(Some(&old), None);
+            self.group(Some(&old), None);
         }
         self.state.ipam.release_holder(vm.id.0, self.state.now, self.seq);
         self.touch(Kind::Pool);
@@ -199,13 +187,54 @@ impl Work<'_> {
     }
 
     /// Takes back what the VM was promised before, and promises what it is to have now.
-    fn promise(&mut self, old: Option<&Vm>, new: &Vm) {
-        for (vm, with) in [(old, Promised::without as fn(Promised, &Vm) -> Promised), (Some(new), Promised::with)] {
-            let Some((vm, node)) = vm.and_then(|vm| Some((vm, vm.node?))) else { continue };
-            match with(self.state.promised(node), vm) {
-                nothing if nothing == Promised::default() => self.state.promised.remove(&node),
-                promised => self.state.promised.insert(node, promised),
+    fn promise(&mut self, old: Option<&Vm>, new: Option<&Vm>) {
+        let holds = |vm: Option<&Vm>| -> Vec<(NodeId, Promised)> { vm.into_iter().flat_map(Vm::holds).collect() };
+        let (before, now) = (holds(old), holds(new));
+        if before == now {
+            return;
+        }
+        for (node, promised) in &before {
+            self.promised_on(*node, |sum| sum.less(*promised));
+        }
+        for (node, promised) in &now {
+            self.promised_on(*node, |sum| sum.and(*promised));
+        }
+        if !before.is_empty() {
+            self.room_grew();
+        }
+    }
+
+    fn promised_on(&mut self, node: NodeId, change: impl FnOnce(Promised) -> Promised) {
+        match change(self.state.promised(node)) {
+            nothing if nothing == Promised::default() => self.state.promised.remove(&node),
+            promised => self.state.promised.insert(node, promised),
+        };
+    }
+
+    /// Where the VMs of each group are.
+    fn group(&mut self, old: Option<&Vm>, new: Option<&Vm>) {
+        let counted = |vm: Option<&Vm>| -> Vec<(Group, NodeId)> {
+            let groups = |vm: &Vm| -> Vec<_> {
+                Group::of(vm).flat_map(|group| vm.places_counted().map(move |node| (group.clone(), node))).collect()
             };
+            vm.map(groups).unwrap_or_default()
+        };
+        let (before, now) = (counted(old), counted(new));
+        // A VM that waits may have been set so that other nodes will do.
+        let asks_otherwise = old.zip(new).is_some_and(|(old, new)| old.spec != new.spec);
+        if before != now || asks_otherwise {
+            self.room_grew();
+        }
+        for (group, node) in before {
+            let nodes = self.state.groups.entry(group.clone()).or_default();
+            let less = nodes.get(&node).copied().unwrap_or_default().saturating_sub(1);
+            let _ = if less == 0 { nodes.remove(&node) } else { nodes.insert(node, less) };
+            if nodes.is_empty() {
+                self.state.groups.remove(&group);
+            }
+        }
+        for (group, node) in now {
+            *self.state.groups.entry(group).or_default().entry(node).or_default() += 1;
         }
     }
 }

@@ -1,0 +1,267 @@
+//! VMs that change their node: of a node that is lost, of one that is drained, and those that wait for room.
+//!
+//! What follows from an entry is decided at its end, by [`Work::settle`], in bounded portions: an entry never costs more than looking at
+//! so many VMs, and what is left is gone on with at the next one. Renewals of leases see to it that there always is one.
+//!
+//! A drain moves one VM at a time, so that what several machines do together goes on meanwhile: room is kept for it elsewhere, it ends, it
+//! begins there, and only when it runs, or has failed to, the next one follows.
+
+use super::apply::Work;
+use super::node::Schedule;
+use super::placement::{Placed, place, place_again, turn};
+use super::{Actual, Node, NodeId, Reply, State, Vm, VmId, What};
+use crate::text::Refusal;
+use serde::{Deserialize, Serialize};
+use std::ops::Bound;
+use std::sync::Arc;
+
+/// VMs that are looked at in one entry for one purpose.
+const LOOKED_AT_MAX: usize = 256;
+
+/// How far the look for room has come.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Look {
+    /// It goes on after this one; None: it is at its end.
+    after: Option<(u8, VmId)>,
+    /// There is more room than when it began: it is to begin again.
+    again: bool,
+}
+
+/// What becomes of a VM that is to begin and for which there is no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum WithoutRoom {
+    /// Whoever asked for it is told.
+    Refuse,
+    /// It was to run anyway: it waits.
+    Wait,
+}
+
+/// VMs of which a node's status says why they stay.
+const STAYING_MAX: usize = 8;
+
+impl State {
+    /// What a drain of a node can't move now, and why, for people: a few of them.
+    pub fn stays(&self, node: &Node) -> Vec<(VmId, String)> {
+        if !self.draining.contains(&node.id) {
+            return Vec::new();
+        }
+        let there = self.vms_on(node.id).filter(|vm| Some(vm.id) != node.moving);
+        let why = |vm: &Arc<Vm>| match place(self, vm, Some(node.id)) {
+            _ if !vm.is_free() => Some((vm.id, "its disk is here: stop and delete it, or undrain".to_owned())),
+            Err(refusal) if vm.may_move() => Some((vm.id, refusal.sentence)),
+            _ => None,
+        };
+        there.take(LOOKED_AT_MAX).filter_map(why).take(STAYING_MAX).collect()
+    }
+}
+
+impl Work<'_> {
+    /// There may be room now where there was none.
+    pub(super) fn room_grew(&mut self) {
+        self.state.look.again = true;
+    }
+
+    /// What follows from what has happened.
+    pub(super) fn settle(&mut self) -> Result<(), Refusal> {
+        if self.state.draining.is_empty() && self.state.waiting.is_empty() {
+            self.state.look = Look::default();
+            return Ok(());
+        }
+        let room_grew = self.state.look.again;
+        for id in self.state.draining.clone() {
+            self.drain_on(id, room_grew)?;
+        }
+        self.place_waiting()
+    }
+
+    /// Begins those that wait and for which there is room.
+    fn place_waiting(&mut self) -> Result<(), Refusal> {
+        let mut after = match &self.state.look {
+            Look { after: Some(after), .. } => Bound::Excluded(*after),
+            Look { again: true, .. } => Bound::Unbounded,
+            Look { .. } => return Ok(()),
+        };
+        if after == Bound::Unbounded {
+            self.state.look.again = false;
+        }
+        let next: Vec<_> = self.state.waiting.range((after, Bound::Unbounded)).take(LOOKED_AT_MAX).copied().collect();
+        // Of those without constraints whoever wants as much as one for whom there was no room has none either.
+        let mut in_vain: Option<(u64, u32)> = None;
+        for turn in &next {
+            after = Bound::Excluded(*turn);
+            let Some(vm) = self.state.vms.get(&turn.1).map(|vm| Vm::clone(vm)) else { continue };
+            let wants = (vm.spec.memory_bytes, vm.spec.cpus);
+            if in_vain.is_some_and(|(bytes, cpus)| wants.0 >= bytes && wants.1 >= cpus) {
+                continue;
+            }
+            match place(&self.state, &vm, None) {
+                Ok(placed) => self.begin_at(vm, &placed, false),
+                Err(_) if vm.is_free() && vm.spec.constraints == Default::default() => in_vain = Some(wants),
+                Err(_) => {}
+            }
+        }
+        let is_end = next.len() < LOOKED_AT_MAX;
+        self.state.look.after = match after {
+            Bound::Excluded(at) if !is_end => Some(at),
+            _ => None,
+        };
+        Ok(())
+    }
+
+    /// A step of a drain, if it is time for one.
+    fn drain_on(&mut self, id: NodeId, room_grew: bool) -> Result<(), Refusal> {
+        let Some(node) = self.state.nodes.get(&id).cloned() else { return Ok(()) };
+        let mut stepped = false;
+        if let Some(moving) = node.moving {
+            if !self.has_moved(moving, id) {
+                return Ok(());
+            }
+            self.node_moves(id, None);
+            stepped = true;
+        }
+        if !(stepped || room_grew) {
+            return Ok(());
+        }
+        if let Some((vm, placed)) = self.next_to_move(id) {
+            let called = self.state.nodes.get(&placed.node).map(|node| node.name.clone()).unwrap_or_default();
+            let mut vm = Vm::clone(&vm);
+            self.node_moves(id, Some(vm.id));
+            let what = vm.move_to(placed.node, &called);
+            self.put(vm, what);
+            return Ok(());
+        }
+        self.take_off_resting(id);
+        self.finish_drain(id)
+    }
+
+    /// Is a move over: it runs elsewhere, or came to an end?
+    fn has_moved(&self, moving: VmId, from: NodeId) -> bool {
+        self.state.vms.get(&moving).is_none_or(|vm| {
+            let is_under_way = matches!(vm.actual, Actual::Stopping | Actual::Starting);
+            !is_under_way || (vm.actual == Actual::Starting && vm.node == Some(from))
+        })
+    }
+
+    fn node_moves(&mut self, id: NodeId, moving: Option<VmId>) {
+        if let Some(node) = self.state.nodes.get_mut(&id) {
+            node.moving = moving;
+        }
+    }
+
+    /// The first that can be moved to somewhere.
+    fn next_to_move(&self, id: NodeId) -> Option<(Arc<Vm>, Placed)> {
+        let movable = self.on(id).filter(|vm| vm.may_move()).take(LOOKED_AT_MAX);
+        movable.filter_map(|vm| place(&self.state, vm, Some(id)).ok().map(|placed| (vm.clone(), placed))).next()
+    }
+
+    fn on(&self, id: NodeId) -> impl Iterator<Item = &Arc<Vm>> {
+        self.state.vms_on(id)
+    }
+
+    /// Those that don't run, and of which nothing is only here.
+    fn take_off_resting(&mut self, id: NodeId) {
+        let rests = |vm: &&Arc<Vm>| {
+            vm.is_free() && matches!(vm.actual, Actual::Stopped | Actual::Failed) && vm.retry_at_ms.is_none()
+        };
+        let resting: Vec<Arc<Vm>> = self.on(id).filter(rests).take(LOOKED_AT_MAX).cloned().collect();
+        for vm in resting {
+            let mut vm = Vm::clone(&vm);
+            let what = vm.take_off();
+            self.put(vm, what);
+        }
+    }
+
+    fn finish_drain(&mut self, id: NodeId) -> Result<(), Refusal> {
+        if self.on(id).next().is_some() {
+            return Ok(());
+        }
+        let Some(node) = self.state.nodes.get(&id).cloned() else { return Ok(()) };
+        self.state.draining.remove(&id);
+        match node.schedule {
+            Schedule::Draining => self.change_node_of(id, What::Drained, |node| node.schedule = Schedule::Drained)?,
+            // If the others can't go on without it, it stays, empty, and may be removed later.
+            Schedule::Leaving => match self.node_remove(&node) {
+                Ok(reply) => reply,
+                Err(refusal) => {
+                    let what = What::trouble(&refusal.sentence);
+                    self.change_node_of(id, what, |node| node.schedule = Schedule::Drained)?
+                }
+            },
+            Schedule::Open | Schedule::Cordoned | Schedule::Drained => Reply::Unchanged,
+        };
+        Ok(())
+    }
+
+    /// A node is lost: those of its VMs that it is sure to have ended begin elsewhere, or wait.
+    pub(super) fn node_lost(&mut self, id: NodeId) -> Result<(), Refusal> {
+        let there: Vec<Arc<Vm>> = self.on(id).cloned().collect();
+        for vm in there {
+            let mut vm = Vm::clone(&vm);
+            let change = vm.node_lost();
+            self.carry_out(vm, change, WithoutRoom::Wait)?;
+        }
+        Ok(())
+    }
+
+    /// A node is gone for good, and whoever says so answers for it that nothing runs there any more.
+    pub(super) fn node_forgotten(&mut self, node: &Node) -> Result<(), Refusal> {
+        let there: Vec<Arc<Vm>> = self.on(node.id).cloned().collect();
+        for vm in there {
+            let mut vm = Vm::clone(&vm);
+            let change = vm.node_forgotten(&node.name);
+            self.carry_out(vm, change, WithoutRoom::Wait)?;
+        }
+        Ok(())
+    }
+
+    /// Nothing is moved to this node any more.
+    pub(super) fn give_up_moves_to(&mut self, id: NodeId) {
+        let moving: Vec<VmId> = self.state.nodes.values().filter_map(|node| node.moving).collect();
+        for vm in moving.iter().filter_map(|vm| self.state.vms.get(vm)).cloned().collect::<Vec<_>>() {
+            if vm.reserved == Some(id) {
+                self.put(Vm { reserved: None, ..Vm::clone(&vm) }, What::StartingAgain);
+            }
+        }
+    }
+
+    /// The next generation.
+    pub(super) fn begin(&mut self, mut vm: Vm, without_room: WithoutRoom) -> Result<(), Refusal> {
+        match (place(&self.state, &vm, None), without_room) {
+            (Ok(placed), _) => self.begin_at(vm, &placed, false),
+            (Err(refusal), WithoutRoom::Refuse) => return Err(refusal),
+            (Err(refusal), WithoutRoom::Wait) => {
+                let what = vm.wait(&refusal.sentence);
+                self.put(vm, what);
+            }
+        }
+        Ok(())
+    }
+
+    /// The next generation where this one is.
+    pub(super) fn begin_again(&mut self, vm: Vm) -> Result<(), Refusal> {
+        let placed = place_again(&self.state, &vm)?;
+        self.begin_at(vm, &placed, true);
+        Ok(())
+    }
+
+    fn begin_at(&mut self, mut vm: Vm, placed: &Placed, over: bool) {
+        let what = vm.begin(placed.node, &placed.why, over);
+        self.put(vm, what);
+    }
+
+    /// Who waits, and who is where.
+    pub(super) fn index_place(&mut self, old: Option<&Vm>, new: Option<&Vm>) {
+        for vm in old.into_iter().filter(|vm| vm.actual == Actual::Waiting) {
+            self.state.waiting.remove(&turn(vm));
+        }
+        for vm in new.into_iter().filter(|vm| vm.actual == Actual::Waiting) {
+            self.state.waiting.insert(turn(vm));
+        }
+        for (node, id) in old.into_iter().filter_map(|vm| Some((vm.node?, vm.id))) {
+            self.state.placed.remove(&(node, id));
+        }
+        for (node, id) in new.into_iter().filter_map(|vm| Some((vm.node?, vm.id))) {
+            self.state.placed.insert((node, id));
+        }
+    }
+}
