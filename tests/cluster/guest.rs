@@ -46,6 +46,33 @@ fn what_only_the_owner_knows_is_asked_of_it() {
     nodes.iter_mut().for_each(|node| drop(node.await_end()));
 }
 
+/// A node is emptied: its guest is stopped there and started on the other one, and nothing of it stays behind.
+#[test]
+fn a_drained_node_ends_up_empty() {
+    let lab = Lab::new(2);
+    let nodes = cluster_of("qemu", &lab, 2);
+    let [alpha, beta] = &nodes[..] else { panic!() };
+    let id = alpha.new_object("vms/new", "name=web image=tiny memory=128M node=beta grace=20s").unwrap();
+    alpha.write(&format!("vms/{id}/ctl"), "start\n").unwrap();
+    assert_eq!(alpha.read(&format!("vms/{id}/wait")), "running\n");
+    assert_eq!(alpha.value("vms/web/status", "node").unwrap(), "beta");
+    assert_eq!(alpha.value("vms/web/status", "why").unwrap(), "it asks for node=beta");
+    until("the guest", || alpha.value("vms/web/status", "guest").is_some_and(|guest| guest == "ready"));
+    alpha.write("nodes/beta/ctl", "drain\n").unwrap();
+    until("why it stays", || alpha.value("nodes/beta/status", "stays").is_some_and(|why| why.contains("node=beta")));
+    assert_eq!(alpha.value("vms/web/status", "state").unwrap(), "running", "nobody is stopped who has nowhere to go");
+    alpha.write("vms/web/ctl", "set node=\n").unwrap();
+    until("the move", || alpha.value("vms/web/status", "node").is_some_and(|node| node == "alpha"));
+    assert_eq!(beta.read(&format!("vms/{id}/wait")), "running\n");
+    until("the drain", || alpha.value("nodes/beta/status", "schedule").is_some_and(|schedule| schedule == "drained"));
+    assert_eq!(alpha.value("nodes/beta/status", "vms").unwrap(), "0");
+    until("its folder", || !beta.data().join("vms").join(&id).exists());
+    until("the guest, once more", || beta.value("vms/web/status", "guest").is_some_and(|guest| guest == "ready"));
+    assert!(beta.read("vms/web/log").contains("blixard: ready"), "asked of alpha now");
+    beta.write("vms/web/ctl", "kill\n").unwrap();
+    assert_eq!(beta.read(&format!("vms/{id}/wait")), "stopped\n");
+}
+
 /// The lines of README.md that a reader types, with this lab's folders in the place of the machine's.
 #[test]
 fn what_the_readme_shows() {
