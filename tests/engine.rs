@@ -2,8 +2,8 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
 use blixard::clock::HybridClock;
-use blixard::engine::log::{AppendError, Committed, LogError, MemoryLog, memory::Fault};
-use blixard::engine::state::{By, Command, NodeId, Role};
+use blixard::engine::log::{AppendError, Committed, Log, LogError, MemoryLog, memory::Fault};
+use blixard::engine::state::{By, Claim, Command, ENTRY_FORMAT, Entry, EntryId, NodeId, NodeRole, Role};
 use blixard::engine::{Engine, Events, Failure, Options};
 use blixard::text::Code;
 use std::sync::Arc;
@@ -160,6 +160,33 @@ async fn a_log_that_cannot_go_on_fails_the_engine() {
     assert_eq!(refusal.code, Code::Again);
 }
 
+/// What renewals of two other voters say is not what this node has: it is the one that has gone wrong.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_decides_otherwise_than_the_others_ends() {
+    let (engine, log) = cluster().await;
+    for (nth, name) in [(1, "beta"), (2, "gamma")] {
+        let (secret_sha256, role) = ([nth; 32], NodeRole::Voter);
+        let expires_ms = engine.state().now().millis() + 60_000;
+        engine.submit(root(), vec![Command::InviteNew { secret_sha256, role, expires_ms }]).await.unwrap();
+        let (name, address, release) = (name.to_owned(), format!("{name}!5640"), "1".to_owned());
+        let joins = Command::NodeJoin { secret_sha256, name, address, entry_format: ENTRY_FORMAT, release };
+        engine.submit(By::Agent, vec![joins]).await.unwrap();
+    }
+    let here = engine.claim();
+    assert_eq!(here.seq, 5);
+    let renewal = |node: u64, n: u64, digest: u64| {
+        let claim = Claim { digest, ..here };
+        let commands = vec![Command::LeaseRenew { counter: n, length_ms: 10_000, claim }];
+        let id = EntryId { node: NodeId(node), boot: 1, n };
+        Entry { id, at: engine.state().now(), by: By::Agent, commands }.encode().into()
+    };
+    log.append(vec![renewal(2, 1, here.digest), renewal(3, 1, 0), renewal(2, 2, here.digest)]).await.unwrap();
+    engine.submit(root(), user("ann")).await.unwrap();
+    log.append(vec![renewal(2, 3, 0)]).await.unwrap();
+    let reason = tokio::time::timeout(PATIENCE, engine.failed()).await.unwrap();
+    assert!(matches!(&reason, Failure::Diverged(why) if why.contains("2 of 3 voters")), "{reason}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn records_that_did_not_fit_are_read() {
     let (engine, log) = cluster().await;
@@ -244,9 +271,15 @@ async fn renewals_of_leases_are_not_in_the_audit_trail() {
     let engine = start_with(MemoryLog::open(), 1, options).await.unwrap();
     engine.submit(By::Agent, init()).await.unwrap();
     for counter in 1..=3 {
-        engine.submit(By::Agent, vec![Command::LeaseRenew { counter, length_ms: 10_000 }]).await.unwrap();
+        engine
+            .submit(By::Agent, vec![Command::LeaseRenew { counter, length_ms: 10_000, claim: Default::default() }])
+            .await
+            .unwrap();
     }
-    engine.submit(By::Agent, vec![Command::LeaseRenew { counter: 1, length_ms: 10_000 }]).await.unwrap_err();
+    engine
+        .submit(By::Agent, vec![Command::LeaseRenew { counter: 1, length_ms: 10_000, claim: Default::default() }])
+        .await
+        .unwrap_err();
     engine.submit(root(), user("ann")).await.unwrap();
     let lines = engine.audit_after(0, 100).await.unwrap().lines;
     let begins: Vec<_> = lines.iter().map(|line| line.split(' ').next().unwrap()).collect();

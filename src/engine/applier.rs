@@ -4,11 +4,12 @@
 //! wake-up of those who wait for news, then the answers to the submitters, then what nobody waits for.
 
 use super::audit::Recorder;
+use super::divergence::Comparison;
 use super::failure::Failure;
 use super::log::{Committed, Log, LogError, Record};
-use super::replica::{Replica, Step};
+use super::replica::{Replica, Step, claim};
 use super::snapshots::SnapshotKeeper;
-use super::state::NodeId;
+use super::state::{Command, NodeId};
 use super::submissions::{Applied, Waiters};
 use super::view::View;
 use std::sync::Arc;
@@ -36,6 +37,8 @@ pub(super) struct Applier {
     pub(super) mark: Option<(u64, [u8; 32])>,
     /// The highest `n` of this node and boot that has been applied.
     pub(super) applied: watch::Sender<u64>,
+    /// Whether the others have what this node has.
+    pub(super) comparison: Comparison,
 }
 
 impl Applier {
@@ -134,6 +137,21 @@ impl Applier {
         Ok(())
     }
 
+    /// What others have claimed to have, beside what this node has.
+    fn compare(&mut self, step: &Step) -> Result<(), Failure> {
+        self.comparison.note(claim(step.seq, &self.replica.digest));
+        let claims = step.entry.commands.iter().filter_map(|command| match command {
+            Command::LeaseRenew { claim, .. } => Some(*claim),
+            _ => None,
+        });
+        let node = step.entry.id.node;
+        for claim in claims.filter(|_| node != self.node) {
+            self.comparison.hear(node, claim);
+            self.comparison.check(&self.replica.state, self.node).map_err(Failure::Diverged)?;
+        }
+        Ok(())
+    }
+
     /// Applies consecutive records and shows the result.
     async fn apply(&mut self, records: &[Record]) -> Result<(), Failure> {
         let mut answers: Vec<(u64, Applied)> = Vec::new();
@@ -142,6 +160,7 @@ impl Applier {
         for record in records {
             let mut step = self.replica.take(record)?;
             self.check_mark()?;
+            self.compare(&step)?;
             events.append(&mut step.events);
             let id = step.entry.id;
             if id.node == self.node && id.boot == self.boot && !step.repeated {

@@ -3,11 +3,12 @@
 use super::appender::Appender;
 use super::applier::Applier;
 use super::audit::{self, AuditLines, Trail};
+use super::divergence::Comparison;
 use super::failure::Failure;
 use super::log::{Committed, Health, Log, LogError};
 use super::recovery::recover;
 use super::snapshots::{SnapshotKeeper, write_snapshots};
-use super::state::{By, Command, NodeId, Reply, State};
+use super::state::{By, Claim, Command, NodeId, Reply, State};
 use super::submissions::{Applied, Submissions, Waiters};
 use super::view::{Events, View};
 use crate::clock::{ClockError, HybridClock, HybridTime};
@@ -145,6 +146,7 @@ impl Engine {
             boot,
             mark,
             applied,
+            comparison: Comparison::default(),
         };
         let tasks = Tasks {
             appender: supervise("appender", appender.run(), failing.clone()),
@@ -206,6 +208,11 @@ impl Engine {
     /// The newest state. Keep it as long as you like: it never changes, and writers go on beside it.
     pub fn state(&self) -> Arc<State> {
         self.shared.view.state()
+    }
+
+    /// Up to where this node has applied the log, and what came of it.
+    pub fn claim(&self) -> Claim {
+        self.shared.view.claim()
     }
 
     /// A hash over everything that was decided up to the entry `seq`, in hexadecimal, if that is the newest that was applied: the same on

@@ -4,6 +4,7 @@ pub mod agent;
 mod appender;
 mod applier;
 mod audit;
+mod divergence;
 mod failure;
 mod folder;
 mod handle;

@@ -1,7 +1,7 @@
 //! This node's copy of the state, and how a record changes it: decode, apply, chain. Pure but for its memory.
 
 use super::log::{Record, Snapshot};
-use super::state::{Entry, EntryId, Event, Outcome, State};
+use super::state::{Claim, Entry, EntryId, Event, Outcome, State};
 use bytes::{BufMut, Bytes, BytesMut};
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
@@ -20,6 +20,12 @@ pub(super) struct Replica {
     pub(super) chain: [u8; CHAIN_BYTES],
     /// The same over the records and what was decided about each: outcomes and events. Two copies with the same digest are the same.
     pub(super) digest: [u8; CHAIN_BYTES],
+}
+
+/// What a node says of the digest that it has after so many records.
+pub(super) fn claim(seq: u64, digest: &[u8; CHAIN_BYTES]) -> Claim {
+    let (first, _) = digest.split_first_chunk::<8>().map_or(([0; 8], [].as_slice()), |(first, rest)| (*first, rest));
+    Claim { seq, digest: u64::from_be_bytes(first) }
 }
 
 /// What one record did.

@@ -1,6 +1,7 @@
 //! What readers see: the newest state, its number, and the last events. Written by the applier alone.
 
-use super::state::{Event, State};
+use super::replica::claim;
+use super::state::{Claim, Event, State};
 use arc_swap::ArcSwap;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -83,6 +84,12 @@ impl View {
     pub(super) fn digest_of(&self, seq: u64) -> Option<[u8; 32]> {
         let shown = self.shown.load();
         (shown.state.seq() == seq).then_some(shown.digest)
+    }
+
+    /// What this node has.
+    pub(super) fn claim(&self) -> Claim {
+        let shown = self.shown.load();
+        claim(shown.state.seq(), &shown.digest)
     }
 
     pub(super) fn changes(&self) -> watch::Receiver<u64> {

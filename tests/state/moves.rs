@@ -49,7 +49,7 @@ pub fn join(cluster: &mut Cluster, name: &str) -> u64 {
 
 fn renew(cluster: &mut Cluster, node: u64) {
     let counter = cluster.state.node(NodeId(node)).unwrap().lease.counter + 1;
-    by(cluster, node, Command::LeaseRenew { counter, length_ms: 10_000 }).unwrap();
+    by(cluster, node, Command::LeaseRenew { counter, length_ms: 10_000, claim: Default::default() }).unwrap();
 }
 
 fn lose(cluster: &mut Cluster, node: u64) {
@@ -67,7 +67,7 @@ fn three() -> Cluster {
 
 fn renew_first(cluster: &mut Cluster) {
     let counter = cluster.state.node(NODE).unwrap().lease.counter + 1;
-    cluster.done(By::Agent, Command::LeaseRenew { counter, length_ms: 10_000 });
+    cluster.done(By::Agent, Command::LeaseRenew { counter, length_ms: 10_000, claim: Default::default() });
 }
 
 /// What the VM's node says of its current generation.

@@ -46,7 +46,7 @@ fn verb(node: u64, verb: NodeVerb) -> Command {
 }
 
 fn renew(counter: u64) -> Command {
-    Command::LeaseRenew { counter, length_ms: 10_000 }
+    Command::LeaseRenew { counter, length_ms: 10_000, claim: Default::default() }
 }
 
 fn expire(node: u64, counter: u64) -> Command {

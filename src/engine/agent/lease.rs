@@ -54,7 +54,7 @@ fn renewable(state: &State, node: NodeId) -> Option<Lease> {
 /// Renews it once, and gives the pause until the next time.
 async fn renew(engine: &Engine, counter: u64) -> Duration {
     let before = Instant::now();
-    let renewal = Command::LeaseRenew { counter, length_ms: LENGTH_MS };
+    let renewal = Command::LeaseRenew { counter, length_ms: LENGTH_MS, claim: engine.claim() };
     match engine.submit(By::Agent, vec![renewal]).await {
         Ok(_) => (Duration::from_millis(LENGTH_MS) / RENEWALS).saturating_sub(before.elapsed()),
         // An earlier one came through late.
@@ -161,11 +161,21 @@ mod tests {
         let (mut seen, begin) = (Seen::default(), Instant::now());
         let at = |ms: u64| begin + Duration::from_millis(ms);
         assert_eq!(seen.look(&state, NodeId(1), at(0)), (vec![], None), "it never had one");
-        apply(&mut state, 2, By::Agent, Command::LeaseRenew { counter: 1, length_ms: 10_000 });
+        apply(
+            &mut state,
+            2,
+            By::Agent,
+            Command::LeaseRenew { counter: 1, length_ms: 10_000, claim: Default::default() },
+        );
         assert_eq!(seen.look(&state, NodeId(1), at(1_000)), (vec![], Some(at(13_100))));
         assert_eq!(seen.look(&state, NodeId(1), at(13_099)).0, vec![]);
         assert_eq!(seen.look(&state, NodeId(1), at(13_100)).0, vec![(NodeId(2), 1)]);
-        apply(&mut state, 2, By::Agent, Command::LeaseRenew { counter: 2, length_ms: 10_000 });
+        apply(
+            &mut state,
+            2,
+            By::Agent,
+            Command::LeaseRenew { counter: 2, length_ms: 10_000, claim: Default::default() },
+        );
         assert_eq!(seen.look(&state, NodeId(1), at(13_101)), (vec![], Some(at(25_201))));
         apply(&mut state, 1, By::Agent, Command::LeaseExpire { node: NodeId(2), counter: 1 });
         assert!(!state.node(NodeId(2)).unwrap().lease.expired, "it was renewed meanwhile");
@@ -182,7 +192,12 @@ mod tests {
         seen.look(&state, NodeId(1), begin);
         assert_eq!(seen.0.len(), 1);
         let command = Command::Node { node: NodeId(2), verb: NodeVerb::Remove, conditions: Default::default() };
-        apply(&mut state, 1, By::Agent, Command::LeaseRenew { counter: 1, length_ms: 10_000 });
+        apply(
+            &mut state,
+            1,
+            By::Agent,
+            Command::LeaseRenew { counter: 1, length_ms: 10_000, claim: Default::default() },
+        );
         let up = Command::NodeUp {
             host_boot: "b".into(),
             hypervisor: "simulated".into(),

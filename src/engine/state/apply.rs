@@ -225,7 +225,7 @@ impl Work<'_> {
             }
             Command::NodeRaftNew { node, was } => self.node_raft_new(*node, *was),
             Command::NodeReach { address, entry_format, release } => self.node_reach(address, *entry_format, release),
-            Command::LeaseRenew { counter, length_ms } => self.lease_renew(*counter, *length_ms),
+            Command::LeaseRenew { counter, length_ms, .. } => self.lease_renew(*counter, *length_ms),
             Command::LeaseExpire { node, counter } => self.lease_expire(*node, *counter),
             other => Err(Refusal::fault(format!("the command '{other}' has nobody to take it"))),
         }

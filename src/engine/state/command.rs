@@ -1,6 +1,6 @@
 //! Commands: what can be asked of the state machine, by users and by the agents.
 
-use super::{NodeChanges, NodeId, NodeRole, NodeVerb, RaftId, VmId, VmSpec};
+use super::{Claim, NodeChanges, NodeId, NodeRole, NodeVerb, RaftId, VmId, VmSpec};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 
@@ -199,6 +199,8 @@ pub enum Command {
         counter: u64,
         /// How long the lease is, in milliseconds.
         length_ms: u64,
+        /// What the node has.
+        claim: Claim,
     },
     /// Somebody has waited for a node's renewal for longer than its lease can last.
     LeaseExpire {

@@ -77,8 +77,13 @@ impl fmt::Display for Command {
                 write!(f, "node reached-at address={address} format={entry_format} release={release}")
             }
             Command::Node { node, verb, conditions } => write!(f, "node {node} {verb}{conditions}"),
-            Command::LeaseRenew { counter, length_ms } => {
-                write!(f, "lease renew counter={counter} length={}", duration::print(*length_ms))
+            Command::LeaseRenew { counter, length_ms, claim } => {
+                let length = duration::print(*length_ms);
+                write!(
+                    f,
+                    "lease renew counter={counter} length={length} seq={} digest={:016x}",
+                    claim.seq, claim.digest
+                )
             }
             Command::LeaseExpire { node, counter } => write!(f, "node {node} lease expire counter={counter}"),
             Command::NodeSet { node, changes, conditions } => write!(f, "node {node} set{changes}{conditions}"),

@@ -58,6 +58,15 @@ pub struct Lease {
     pub expired: bool,
 }
 
+/// Up to where a node had applied the log, and what came of it: two nodes that say something else of one entry have diverged.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// The entry.
+    pub seq: u64,
+    /// The first 8 bytes of the digest over all records up to it and what was decided about each.
+    pub digest: u64,
+}
+
 /// A machine may join with it, once.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Invite {

@@ -44,7 +44,7 @@ pub use entry::{By, Entry, EntryId, Outcome, Reply};
 pub use event::{Event, Subject, What};
 pub use history::{HISTORY_MAX, History};
 pub use image::Image;
-pub use membership::{Invite, Lease, NodeRole, NodeVerb, RaftId};
+pub use membership::{Claim, Invite, Lease, NodeRole, NodeVerb, RaftId};
 pub use node::{Node, NodeChanges, Ratios, Schedule};
 pub use placement::Promised;
 pub use spec::{Ha, Restart, SpecChanges, VmSpec};
