@@ -54,6 +54,12 @@ fn image<'a>(asked: &'a Asked<'_>) -> Result<&'a Image, Refusal> {
     by_id(asked.state, asked.object).ok_or_else(super::tree::gone)
 }
 
+/// The nodes that have it.
+fn names(state: &State, image: &Image) -> String {
+    let names = image.nodes.iter().filter_map(|id| state.node(*id)).map(|node| node.name.as_str());
+    names.collect::<Vec<_>>().join(",")
+}
+
 fn status(asked: &Asked<'_>) -> Result<String, Refusal> {
     let image = image(asked)?;
     let text = KeyValues::new()
@@ -61,15 +67,22 @@ fn status(asked: &Asked<'_>) -> Result<String, Refusal> {
         .line("name", &image.name)
         .line("size", size::print(image.size_bytes))
         .line("sha256", &image.sha256)
+        .line("nodes", names(asked.state, image))
         .line("created", rfc3339(image.created.millis()))
         .line("changed", rfc3339(image.changed.millis()));
     Ok(text.print())
 }
 
 fn list(asked: &Asked<'_>) -> Result<String, Refusal> {
-    let mut table = Table::new(&["name", "id", "size", "sha256"]);
+    let mut table = Table::new(&["name", "id", "size", "nodes", "sha256"]);
     for image in asked.state.images() {
-        table.row([image.name.clone(), image.id.to_string(), size::print(image.size_bytes), image.sha256.clone()]);
+        table.row([
+            image.name.clone(),
+            image.id.to_string(),
+            size::print(image.size_bytes),
+            names(asked.state, image),
+            image.sha256.clone(),
+        ]);
     }
     Ok(table.print())
 }

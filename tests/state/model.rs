@@ -44,7 +44,8 @@ pub struct Model {
     /// The VMs that users are confined to, of those who are.
     pub within: HashMap<String, Vec<u64>>,
     pub revoked: HashMap<String, Vec<String>>,
-    images: HashMap<String, String>,
+    /// What each is, and whether the node has it.
+    images: HashMap<String, (String, bool)>,
     pools: HashMap<String, ModelPool>,
     pub vms: HashMap<u64, ModelVm>,
     keys: HashMap<(String, String), (u64, Command, Reply)>,
@@ -73,7 +74,7 @@ impl Model {
             users: users.into_iter().map(|(name, role, uid)| (name.to_owned(), (role, Some(uid)))).collect(),
             within: HashMap::new(),
             revoked: HashMap::new(),
-            images: HashMap::from([("tiny".to_owned(), "0".repeat(64))]),
+            images: HashMap::from([("tiny".to_owned(), ("0".repeat(64), true))]),
             pools: HashMap::from([("default".to_owned(), pool([10, 42, 0, 0], 65_534))]),
             vms: HashMap::new(),
             keys: HashMap::new(),
@@ -116,7 +117,8 @@ impl Model {
 
     fn has_room(&self, id: u64, vm: &ModelVm) -> bool {
         let others: u64 = self.vms.iter().filter(|(other, _)| **other != id).map(|(_, vm)| vm.promised_bytes).sum();
-        self.up && self.memory_bytes.saturating_sub(others) >= vm.spec.memory_bytes
+        let has_image = self.images.get(&vm.spec.image).is_some_and(|(_, here)| *here);
+        self.up && has_image && self.memory_bytes.saturating_sub(others) >= vm.spec.memory_bytes
     }
 
     fn keyed(&mut self, by: &By, command: &Command) -> Answer {
@@ -184,19 +186,25 @@ impl Model {
             }
             Command::ImageRegister { name, sha256, .. } => {
                 agent.or_else(|_| self.need(by, Role::Admin))?;
-                Ok(match self.images.insert(name.clone(), sha256.clone()) {
+                let now = (sha256.clone(), true);
+                Ok(match self.images.insert(name.clone(), now.clone()) {
                     None => self.number("image"),
-                    Some(before) if before == *sha256 => Reply::Unchanged,
+                    Some(before) if before == now => Reply::Unchanged,
                     Some(_) => Reply::Done,
                 })
             }
             Command::ImageForget { name } => {
                 agent.or_else(|_| self.need(by, Role::Admin))?;
-                if !self.images.contains_key(name) {
-                    return Err("ENOENT");
-                }
-                if self.vms.values().any(|vm| vm.spec.image == *name) {
-                    return Err("EBUSY");
+                let is_used = self.vms.values().any(|vm| vm.spec.image == *name);
+                match self.images.get_mut(name) {
+                    None => return Err("ENOENT"),
+                    Some((_, here)) if *by == By::Agent && !*here => return Ok(Reply::Unchanged),
+                    Some((_, here)) if *by == By::Agent && is_used => {
+                        *here = false;
+                        return Ok(Reply::Done);
+                    }
+                    Some(_) if is_used => return Err("EBUSY"),
+                    Some(_) => {}
                 }
                 self.images.remove(name);
                 Ok(Reply::Done)

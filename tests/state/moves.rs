@@ -1,6 +1,6 @@
 //! VMs that change their node: lost nodes, drains, and those that wait for room.
 
-use super::cluster::{Cluster, NODE, NODE_MEMORY_BYTES, node_up, node_verb, spec, user, verb};
+use super::cluster::{Cluster, NODE, NODE_MEMORY_BYTES, image, node_up, node_verb, spec, user, verb};
 use blixard::clock::HybridTime;
 use blixard::engine::state::{
     Actual, By, Command, Conditions, Constraints, ENTRY_FORMAT, Entry, EntryId, Ha, NodeChanges, NodeId, NodeRole,
@@ -43,6 +43,7 @@ pub fn join(cluster: &mut Cluster, name: &str) -> u64 {
     };
     let Reply::Created(id) = cluster.done(By::Agent, joins) else { panic!() };
     by(cluster, id, node_up("boot-1")).unwrap();
+    by(cluster, id, image("tiny")).unwrap();
     renew(cluster, id);
     id
 }

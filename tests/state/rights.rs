@@ -94,8 +94,15 @@ fn users_do_not_report_and_agents_do_nothing_else() {
     ] {
         assert_eq!(cluster.refused(By::Agent, command).0, Code::Denied);
     }
-    // Whether an image is there is for the agent to see; here one is in use.
-    assert_eq!(cluster.refused(By::Agent, Command::ImageForget { name: "tiny".into() }).0, Code::Busy);
+    // Whether an image is there is for the agent to see; while a VM wants it, it is known.
+    cluster.verb(vm, VmVerb::Kill).unwrap();
+    cluster.report(vm, VmReport::Ended).unwrap();
+    cluster.done(By::Agent, Command::ImageForget { name: "tiny".into() });
+    assert_eq!(cluster.one(By::Agent, Command::ImageForget { name: "tiny".into() }), Ok(Reply::Unchanged));
+    let refusal = cluster.verb(vm, VmVerb::Start).unwrap_err();
+    assert_eq!(refusal.sentence, "no capacity: alpha does not have the image tiny");
+    cluster.done(By::Agent, image("tiny"));
+    cluster.verb(vm, VmVerb::Start).unwrap();
 }
 
 #[test]

@@ -183,7 +183,7 @@ impl Agent {
             disk_bytes: disk_bytes(&options.data).map_err(io(&options.data))?,
         };
         engine.submit(By::Agent, vec![up]).await.map_err(AgentError::Refused)?;
-        image_faults.extend(register_images(&engine, found).await);
+        image_faults.extend(register_images(&engine, options.node, found).await);
         let agent = Agent(Arc::new(Shared {
             engine,
             hypervisor,
@@ -230,12 +230,11 @@ fn start_leases(shared: &Shared, supervisor: &Supervisor) -> Result<(), String> 
 
 /// Makes the images of this host known, and those that are gone unknown. What is refused is the images' fault, told in a sentence
 /// each, and no reason not to serve.
-async fn register_images(engine: &Engine, found: Vec<images::Found>) -> Vec<String> {
+async fn register_images(engine: &Engine, node: NodeId, found: Vec<images::Found>) -> Vec<String> {
     let state = engine.state();
     let there = |name: &str| found.iter().any(|image| image.name == name);
-    // Other nodes may have it.
-    let alone = state.nodes().len() == 1;
-    let gone = state.images().filter(|image| alone && !there(&image.name)).map(|image| image.name.clone());
+    let gone = state.images().filter(|image| image.nodes.contains(&node) && !there(&image.name));
+    let gone = gone.map(|image| image.name.clone());
     let mut commands: Vec<(String, Command)> =
         gone.map(|name| (format!("the image '{name}' is not there any more"), Command::ImageForget { name })).collect();
     drop(state);

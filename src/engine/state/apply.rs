@@ -168,9 +168,10 @@ impl Work<'_> {
                 self.image_register(name, *size_bytes, sha256)
             }
             Command::ImageForget { name } => {
-                if *self.by != By::Agent {
-                    self.allowed(About::Cluster, Operation::Administer, "images")?;
+                if *self.by == By::Agent {
+                    return self.image_gone(name);
                 }
+                self.allowed(About::Cluster, Operation::Administer, "images")?;
                 self.image_forget(name)
             }
             Command::PoolNew { name, network, gateway, reserved } => {

@@ -125,7 +125,10 @@ impl State {
             holds(&rules, || format!("node {key}"))?;
         }
         for (key, image) in &self.images {
-            let rules = [(*key == image.name && (1..=self.last_image).contains(&image.id.0), "its number is counted")];
+            let rules = [
+                (*key == image.name && (1..=self.last_image).contains(&image.id.0), "its number is counted"),
+                (image.nodes.iter().all(|node| self.nodes.contains_key(node)), "its nodes exist"),
+            ];
             holds(&rules, || format!("image {key}"))?;
         }
         for (key, user) in &self.users {

@@ -64,7 +64,7 @@ pub enum Command {
         /// What.
         report: VmReport,
     },
-    /// Makes an image known.
+    /// The submitting node has this image.
     ImageRegister {
         /// Unique among images.
         name: String,
@@ -73,7 +73,7 @@ pub enum Command {
         /// SHA-256 over its files, in hexadecimal.
         sha256: String,
     },
-    /// Forgets an image; refused while a VM uses it.
+    /// Forgets an image; refused while a VM uses it. Of a node's agent: that node has it no more.
     ImageForget {
         /// Its name.
         name: String,

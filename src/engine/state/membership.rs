@@ -351,6 +351,7 @@ impl Work<'_> {
             )));
         }
         self.give_up_moves_to(node.id);
+        self.images_without(node.id);
         self.state.draining.remove(&node.id);
         self.state.nodes.remove(&node.id);
         self.state.submitters.remove(&node.id);

@@ -65,6 +65,7 @@ impl Group {
 enum Obstacle {
     Closed(Closed),
     Architecture,
+    Image,
     Label(String),
     Affinity(String),
     AntiAffinity(String),
@@ -84,6 +85,7 @@ impl Obstacle {
             Obstacle::Architecture => {
                 format!("{node} has another architecture than {}", spec.constraints.arch.as_deref().unwrap_or_default())
             }
+            Obstacle::Image => format!("{node} does not have the image {}", spec.image),
             Obstacle::Label(label) => format!("{node} has no label {label}"),
             Obstacle::Affinity(name) => format!("{node} is not where the others of affinity {name} are"),
             Obstacle::AntiAffinity(name) => format!("{node} has another of anti-affinity {name}"),
@@ -147,8 +149,11 @@ impl State {
         self.shortage(node, vm)
     }
 
-    /// What of a node there is too little of.
+    /// What it needs and the node does not have, or too little of.
     fn shortage(&self, node: &Node, vm: &Vm) -> Option<Obstacle> {
+        if !self.images.get(&vm.spec.image).is_some_and(|image| image.nodes.contains(&node.id)) {
+            return Some(Obstacle::Image);
+        }
         let (bytes, cpus, disk_bytes) = self.left(node, vm);
         if bytes < vm.spec.memory_bytes {
             return Some(Obstacle::Memory(bytes));
@@ -292,7 +297,7 @@ pub(super) fn turn(vm: &Vm) -> (u8, VmId) {
 mod tests {
     use super::*;
     use crate::clock::HybridTime;
-    use crate::engine::state::{Constraints, Ratios, Schedule, VmSpec};
+    use crate::engine::state::{Constraints, Image, ImageId, Ratios, Schedule, VmSpec};
 
     const GIB: u64 = 1 << 30;
 
@@ -304,6 +309,17 @@ mod tests {
             state.nodes.insert(id, Node { up: *up, memory_bytes: memory * GIB, ..node });
             state.promised.insert(id, Promised { bytes: promised * GIB, cpus: *promised, disk_bytes: 0 });
         }
+        let tiny = Image {
+            id: ImageId(1),
+            name: "tiny".to_owned(),
+            size_bytes: 1,
+            sha256: "0".repeat(64),
+            nodes: (1..=10).map(NodeId).collect(),
+            created: HybridTime(0),
+            changed: HybridTime(0),
+            changed_seq: 1,
+        };
+        state.images.insert("tiny".to_owned(), tiny);
         state
     }
 
@@ -421,6 +437,11 @@ mod tests {
         let none = at(&state, &ssd).unwrap_err();
         assert_eq!(none, "no capacity: n1 is cordoned; n2 has no label ssd; n3 has no label ssd");
         assert_eq!(at(&state, &vm(1)), Ok(3));
+        if let Some(image) = state.images.get_mut("tiny") {
+            image.nodes.remove(&NodeId(3));
+        }
+        assert_eq!(at(&state, &vm(1)), Ok(2));
+        assert!(state.explain(&vm(1)).contains("n3 does not have the image tiny"));
         let explained = state.explain(&ssd);
         assert_eq!(explained.lines().nth(1), Some("    n1 is cordoned"), "{explained}");
     }
