@@ -41,7 +41,7 @@ pub enum Verb {
     },
     /// Print a token with which one machine may join: there, blixard serve --join TOKEN --advertise HOST
     Invite {
-        /// What it is to be: voter or learner
+        /// What it is to be: voter, learner or worker
         #[arg(long, default_value = "voter")]
         role: String,
         /// How long the token is good
@@ -191,10 +191,13 @@ pub async fn join(token: &str, joiner: Joiner<'_>) -> Result<Member, ClusterErro
         request,
     };
     let welcome = welcome(&token, &question).await.map_err(ClusterError::Refused)?;
-    keep_secrets(data, &welcome.secrets)?;
+    if let Some(secrets) = &welcome.secrets {
+        keep_secrets(data, secrets)?;
+    }
     ca::keep(data, &key, &welcome.certificates, welcome.authority_key.as_deref())?;
-    let Welcome { cluster, node, raft, loopback, peers, .. } = welcome;
-    let member = Member { cluster, name: name.to_owned(), node, raft, loopback, address, formed: false, peers };
+    let Welcome { cluster, node, raft, loopback, secrets, peers, .. } = welcome;
+    let (name, worker) = (name.to_owned(), secrets.is_none());
+    let member = Member { cluster, name, node, raft, loopback, address, formed: false, worker, peers };
     member.write(data)?;
     Ok(member)
 }

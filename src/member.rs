@@ -70,6 +70,9 @@ pub struct Member {
     /// Its store was begun: if it is not there any more it has been lost, and is not begun again under the same identity.
     #[serde(default)]
     pub formed: bool,
+    /// It is not part of Raft, and follows the log of a member.
+    #[serde(default)]
+    pub worker: bool,
     /// The other members, as they were when this was written last.
     #[serde(default, rename = "peer", skip_serializing_if = "Vec::is_empty")]
     pub peers: Vec<Peer>,
@@ -91,6 +94,7 @@ impl Member {
             loopback: Loopback::random()?,
             address: address.to_owned(),
             formed: false,
+            worker: false,
             peers: Vec::new(),
         })
     }

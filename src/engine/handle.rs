@@ -5,6 +5,7 @@ use super::applier::Applier;
 use super::audit::{self, AuditLines, Trail};
 use super::divergence::Comparison;
 use super::failure::Failure;
+use super::log::followed::Part;
 use super::log::{Committed, Health, Log, LogError};
 use super::recovery::recover;
 use super::snapshots::{SnapshotKeeper, write_snapshots};
@@ -208,6 +209,15 @@ impl Engine {
     /// The newest state. Keep it as long as you like: it never changes, and writers go on beside it.
     pub fn state(&self) -> Arc<State> {
         self.shared.view.state()
+    }
+
+    /// What is in the log after a record: at most `max` records, or the snapshot if they have been cut.
+    ///
+    /// # Errors
+    /// EIO: the log can't be read.
+    pub async fn log_after(&self, after: u64, max: usize) -> Result<Part, Refusal> {
+        let part = Part::after(&*self.shared.log, after, max).await;
+        part.map_err(|error| Refusal::fault(format!("the log can't be read: {error}")))
     }
 
     /// Up to where this node has applied the log, and what came of it.

@@ -15,7 +15,7 @@ const OPEN_MS: u64 = 3_600_000;
 
 const USAGE: &str = "# Write attr=value here, for one machine; read the token back on the same open file, and start that machine with\n\
      #     blixard serve --join TOKEN --advertise HOST\n\
-     # role=voter   voter (has the log, and a vote) or learner (has the log); three or five voters are usual\n\
+     # role=voter   voter (has the log, and a vote), learner (has the log) or worker (follows it); three or five voters are usual\n\
      # expires=1h   how long the token is good, at most 168h; it works once\n";
 
 struct Invitation {

@@ -37,5 +37,6 @@ mod vm_attrs;
 mod vm_text;
 mod vms;
 mod watch;
+mod work;
 
 pub use server::Server;

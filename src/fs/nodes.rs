@@ -33,6 +33,12 @@ static OBJECT_FILES: &[File] = &[
         help: "live: one line an event of the node",
     },
     File { number: 4, name: "sessions", content: Content::Live(sessions), help: "who is connected to it over 9P" },
+    File {
+        number: 5,
+        name: "work",
+        content: Content::Private(super::work::open, true),
+        help: "the log as it goes on, for a node that is no part of Raft: one line a record",
+    },
 ];
 
 pub(super) static KIND: Kind = Kind {

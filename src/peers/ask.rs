@@ -75,8 +75,8 @@ pub struct Welcome {
     pub certificates: String,
     /// The authority's key, for who may let others in.
     pub authority_key: Option<String>,
-    /// The two secrets of the stores.
-    pub secrets: (String, String),
+    /// The two secrets of the stores, for who has one.
+    pub secrets: Option<(String, String)>,
     /// The other members.
     pub peers: Vec<Peer>,
 }

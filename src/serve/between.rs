@@ -8,7 +8,7 @@ use crate::engine::agent::{Policy, Supervisor};
 use crate::engine::log::forward::{Answered, FORWARDED_BYTES_MAX, Forward, Forwarded};
 use crate::engine::log::{AppendError, HiqliteLog};
 use crate::engine::state::membership::unknown_token;
-use crate::engine::state::{By, Command, NodeId, NodeRole, RaftId, Reply, State};
+use crate::engine::state::{By, Command, Node, NodeId, NodeRole, RaftId, Reply, State};
 use crate::fs::ninep::Door;
 use crate::member::Member;
 use crate::ninep::holder::{Holder, Purpose};
@@ -36,7 +36,8 @@ const KNOWN_WITHIN: Duration = Duration::from_secs(5);
 /// What is there once the log is open.
 struct Opened {
     engine: Engine,
-    log: Arc<HiqliteLog>,
+    /// None: this machine is a worker, which is no part of Raft.
+    store: Option<Arc<HiqliteLog>>,
 }
 
 /// What comes in is served by this; before the log is open, only the stores speak to each other.
@@ -84,6 +85,9 @@ impl Between {
             return Ok(between);
         }
         between.port = between.open_port(member, listen, supervisor).await?;
+        if member.worker {
+            return Ok(between);
+        }
         let (loopback, own) = (member.loopback, member.raft);
         let carry = move |stop: tokio_util::sync::CancellationToken| {
             let carrying = tunnel::run(identity.clone(), loopback, own, others.clone());
@@ -116,12 +120,17 @@ impl Between {
 
     /// The way to the node that leads.
     pub(super) fn way(&self) -> Arc<dyn Forward> {
-        Arc::new(Way(Lines::new(self.identity.clone(), self.peers.subscribe())))
+        Arc::new(Way(self.lines()))
+    }
+
+    /// Lines for questions to members.
+    pub(super) fn lines(&self) -> Lines {
+        Lines::new(self.identity.clone(), self.peers.subscribe())
     }
 
     /// The log is open: from now on questions are answered.
-    pub(super) fn opened(&self, engine: &Engine, log: &Arc<HiqliteLog>) {
-        let _first = self.hall.0.opened.set(Opened { engine: engine.clone(), log: log.clone() });
+    pub(super) fn opened(&self, engine: &Engine, store: Option<&Arc<HiqliteLog>>) {
+        let _first = self.hall.0.opened.set(Opened { engine: engine.clone(), store: store.cloned() });
     }
 
     /// The tree is there: from now on 9P is served at the port as well.
@@ -174,11 +183,17 @@ impl Hall {
         let state = opened.engine.state();
         let gone = || Refusal::fault("the node that has just joined is gone already");
         let node = node.and_then(|id| state.node(NodeId(id))).ok_or_else(gone)?;
-        self.knows(node.raft.0).await?;
+        if node.role != NodeRole::Worker {
+            self.knows(node.raft.0).await?;
+        }
         let fault = |error: &dyn std::fmt::Display| Refusal::fault(error.to_string());
         let authority_key = match node.role {
             NodeRole::Voter => Some(ca::authority_key(&self.0.data).map_err(|error| fault(&error))?),
-            NodeRole::Learner => None,
+            NodeRole::Learner | NodeRole::Worker => None,
+        };
+        let secrets = match (node.role, &opened.store) {
+            (NodeRole::Voter | NodeRole::Learner, Some(store)) => Some(store.secrets().map_err(|error| fault(&error))?),
+            _ => None,
         };
         Ok(Answer::Welcome(Box::new(Welcome {
             cluster: state.cluster().unwrap_or_default().to_owned(),
@@ -187,7 +202,7 @@ impl Hall {
             loopback: self.0.loopback,
             certificates,
             authority_key,
-            secrets: opened.log.secrets().map_err(|error| fault(&error))?,
+            secrets,
             peers: peers_of(&state, node.id.0),
         })))
     }
@@ -233,7 +248,8 @@ fn places(host: &str, port: u16, listen: &[Dial]) -> Vec<SocketAddr> {
 
 /// The members other than this node that can be reached.
 pub(super) fn peers_of(state: &State, own: u64) -> Vec<Peer> {
-    let others = state.nodes().filter(|node| node.id.0 != own && !node.address.is_empty());
+    let is_member = |node: &&Node| node.role != NodeRole::Worker && !node.address.is_empty();
+    let others = state.nodes().filter(|node| node.id.0 != own).filter(is_member);
     others.map(|node| Peer { raft: node.raft.0, address: node.address.clone() }).collect()
 }
 
@@ -260,9 +276,10 @@ impl Served for Hall {
         let hall = self.clone();
         Box::pin(async move {
             let opened = hall.0.opened.get()?;
-            let answer = match postcard::from_bytes(&question) {
-                Ok(question) => opened.log.take(&question).await,
-                Err(error) => {
+            let answer = match (postcard::from_bytes(&question), &opened.store) {
+                (Ok(question), Some(store)) => store.take(question).await,
+                (Ok(_), None) => Answered::NotDone("a worker has no log".to_owned()),
+                (Err(error), _) => {
                     Answered::NotDone(format!("invalid question: {error}; is it another version of blixard?"))
                 }
             };

@@ -35,7 +35,9 @@ pub(super) enum Verdict {
 #[derive(Clone)]
 pub(super) struct Follower {
     pub(super) engine: Engine,
-    pub(super) log: Arc<HiqliteLog>,
+    pub(super) log: Arc<dyn Log>,
+    /// None: this machine is a worker, which is no part of Raft.
+    pub(super) store: Option<Arc<HiqliteLog>>,
     pub(super) data: PathBuf,
     pub(super) member: Member,
     pub(super) peers: watch::Sender<Vec<Peer>>,
@@ -66,7 +68,7 @@ impl Follower {
                     () = stop.cancelled() => return Ok(()),
                     changed = changes.changed() => changed.map_err(|_| "the engine has ended".to_owned())?,
                     () = tokio::time::sleep(AGAIN_AFTER), if more => break,
-                    () = tokio::time::sleep(SILENCE), if !self.log.alone() => self.look(&mut changes).await?,
+                    () = tokio::time::sleep(SILENCE), if self.store.is_some() && !self.log.alone() => self.look(&mut changes).await?,
                 }
                 // Thousands of entries a second are about something else: then it is looked only now and then, for who leads may have changed.
                 if self.engine.state().directory(Kind::Node).objects != nodes || looked.elapsed() >= AGAIN_AFTER {
@@ -89,21 +91,19 @@ impl Follower {
 
     /// One change of Raft's membership, if one is due and this node leads. True: come back soon.
     async fn reconcile(&self, state: &State) -> bool {
-        if self.log.health().role != Role::Leader {
-            return false;
-        }
-        let Some(change) = due(state, &self.log, self.member.loopback) else { return false };
+        let Some(store) = self.store.as_ref().filter(|store| store.health().role == Role::Leader) else { return false };
+        let Some(change) = due(state, store, self.member.loopback) else { return false };
         let Due::Now(change) = change else { return true };
         if let MemberChange::Remove(_) = change {
             // What is removed here may have joined in this moment: look again when everything committed is here.
             let newer = self.engine.sync().await;
             tokio::time::sleep(HEARS_WITHIN).await;
-            if newer.is_err() || due(&self.engine.state(), &self.log, self.member.loopback) != Some(Due::Now(change)) {
+            if newer.is_err() || due(&self.engine.state(), store, self.member.loopback) != Some(Due::Now(change)) {
                 return true;
             }
         }
         tracing::info!(?change, "Raft's membership is changed");
-        if let Err(error) = self.log.change_members(change).await {
+        if let Err(error) = store.change_members(change).await {
             tracing::warn!(?change, %error, "Raft's membership could not be changed; it is tried again");
         }
         true
@@ -146,7 +146,8 @@ enum Due {
 /// The first thing that is not as the state wants it.
 fn due(state: &State, log: &HiqliteLog, loopback: Loopback) -> Option<Due> {
     let now = log.voters();
-    let wanted: BTreeMap<u64, NodeRole> = state.nodes().map(|node| (node.raft.0, node.role)).collect();
+    let members = state.nodes().filter(|node| node.role != NodeRole::Worker);
+    let wanted: BTreeMap<u64, NodeRole> = members.map(|node| (node.raft.0, node.role)).collect();
     let members = now.voters.iter().chain(&now.learners);
     // Those that are to go come first: a dead one counts in every majority.
     if let Some(id) = members.copied().find(|id| !wanted.contains_key(id)) {

@@ -6,6 +6,7 @@
 mod between;
 mod members;
 mod rejoin;
+mod worker;
 
 use crate::clock::{HybridClock, system_millis};
 use crate::cluster::{self, ClusterError, Joiner};
@@ -13,7 +14,7 @@ use crate::config::{self, Config};
 use crate::engine::agent::{self, Agent, Policy, SetTraceLevel, Supervisor};
 use crate::engine::host::HostParts;
 use crate::engine::hypervisor::{Hypervisor, Qemu, Simulated};
-use crate::engine::log::{Addresses, HiqliteLog, Log, LogError, Member as StoreMember, OpenOptions};
+use crate::engine::log::{Addresses, FollowedLog, HiqliteLog, Log, LogError, Member as StoreMember, OpenOptions};
 use crate::engine::state::{By, Command, ENTRY_FORMAT, NodeId};
 use crate::engine::{self, DataFolder, Engine};
 use crate::fs::fuse::{self, Fuse};
@@ -184,14 +185,17 @@ async fn run(config: &Config, start: &Start, set_trace_level: SetTraceLevel) -> 
     let opening = async {
         let member = member(config, data.path(), start).await?;
         let between = Between::start(&member, data.path(), &config.listen, &supervisor).await?;
-        if rejoin::is_due(data.path(), &member) {
+        if !member.worker && rejoin::is_due(data.path(), &member) {
             let Member { raft, .. } = rejoin::rejoin(data.path(), &member, &between.identity).await?;
             // The port and the tunnels are for the identity that it had.
             return Err(ServeError::Again(format!("this node is number {raft} in Raft now")));
         }
-        let (engine, log) = open_engine(config, &data, &member, &between, start.accept_loss).await?;
-        between.opened(&engine, &log);
-        Ok((member, between, engine, log))
+        let opened = match member.worker {
+            true => follow_members_log(config, &data, &member, &between, &supervisor).await?,
+            false => open_engine(config, &data, &member, &between, start.accept_loss).await?,
+        };
+        between.opened(&opened.engine, opened.store.as_ref());
+        Ok((member, between, opened))
     };
     let opened = tokio::select! {
         opened = opening => opened,
@@ -203,7 +207,7 @@ async fn run(config: &Config, start: &Start, set_trace_level: SetTraceLevel) -> 
             return Ok(());
         }
     };
-    let (member, between, engine, log) = match opened {
+    let (member, between, Opened { engine, log, store }) = match opened {
         Ok(opened) => opened,
         Err(ServeError::Log(LogError::Damaged { what, .. })) if has_others(config) => {
             return Err(stale_store(&config.data, what));
@@ -219,6 +223,7 @@ async fn run(config: &Config, start: &Start, set_trace_level: SetTraceLevel) -> 
         member: &member,
         engine: &engine,
         log: &log,
+        store: store.as_ref(),
         supervisor: &supervisor,
         verdict: &verdict,
     };
@@ -234,6 +239,9 @@ fn has_others(config: &Config) -> bool {
 }
 
 fn stale_store(data: &Path, why: String) -> ServeError {
+    if Member::read(data).is_ok_and(|member| member.worker) {
+        return ServeError::Again(why);
+    }
     match rejoin::note(data, &why) {
         Ok(()) => ServeError::StaleStore(why),
         Err(error) => ServeError::Io("that the store is of no use can't be noted", error),
@@ -268,13 +276,49 @@ async fn member(config: &Config, data: &Path, start: &Start) -> Result<Member, S
     Ok(member)
 }
 
+/// A log that is open, and the engine over it.
+struct Opened {
+    engine: Engine,
+    log: Arc<dyn Log>,
+    /// None: of a worker.
+    store: Option<Arc<HiqliteLog>>,
+}
+
+fn engine_options(data: &DataFolder) -> engine::Options {
+    engine::Options { audit: Some(data.path().join("audit")), ..engine::Options::default() }
+}
+
+/// Opens the log of a machine that has none of its own.
+async fn follow_members_log(
+    config: &Config,
+    data: &DataFolder,
+    member: &Member,
+    between: &Between,
+    supervisor: &Supervisor,
+) -> Result<Opened, ServeError> {
+    let identity = crate::ca::node_identity(data.path());
+    let members = Arc::new(worker::Members::new(&member.name, identity, between.lines(), between.peers.subscribe()));
+    let (log, publisher, committed) = FollowedLog::open(members.clone());
+    let log: Arc<dyn Log> = Arc::new(log);
+    let clock = Arc::new(HybridClock::new(system_millis, config.limits.drift_max_ms));
+    let (node, options) = (NodeId(member.node), engine_options(data));
+    let engine = Engine::open_with(log.clone(), committed, clock, node, data.boot(), options).await?;
+    let heard = engine.clone();
+    let follow = move |stop: CancellationToken| {
+        let (members, last, publisher) = (members.clone(), heard.state().seq(), publisher.clone());
+        members.follow(last, publisher, stop)
+    };
+    supervisor.start("follow", Policy::VITAL, follow).map_err(ServeError::Failed)?;
+    Ok(Opened { engine, log, store: None })
+}
+
 async fn open_engine(
     config: &Config,
     data: &DataFolder,
     member: &Member,
     between: &Between,
     accept_loss: bool,
-) -> Result<(Engine, Arc<HiqliteLog>), ServeError> {
+) -> Result<Opened, ServeError> {
     let at = |raft: u64| {
         let addresses = member.loopback.addresses(raft).map(|(raft, api)| Addresses { raft, api });
         addresses.map_err(|refusal| ServeError::Failed(refusal.sentence))
@@ -287,8 +331,7 @@ async fn open_engine(
     let (log, committed) = HiqliteLog::open(&data.path().join("log"), &store, log_options).await?;
     let log = Arc::new(log);
     let clock = Arc::new(HybridClock::new(system_millis, config.limits.drift_max_ms));
-    let options = engine::Options { audit: Some(data.path().join("audit")), ..engine::Options::default() };
-    let node = NodeId(member.node);
+    let (node, options) = (NodeId(member.node), engine_options(data));
     let engine = Engine::open_with(log.clone(), committed, clock, node, data.boot(), options).await?;
     if engine.state().cluster().is_none() {
         let init = Command::Init {
@@ -302,7 +345,7 @@ async fn open_engine(
     if !member.formed {
         Member { formed: true, ..member.clone() }.write(data.path())?;
     }
-    Ok((engine, log))
+    Ok(Opened { engine, log: log.clone(), store: Some(log) })
 }
 
 /// The name of whoever starts the cluster, by passwd(5): its first admin.
@@ -323,7 +366,9 @@ struct Node<'n> {
     data: &'n Path,
     member: &'n Member,
     engine: &'n Engine,
-    log: &'n Arc<HiqliteLog>,
+    log: &'n Arc<dyn Log>,
+    /// None: of a worker.
+    store: Option<&'n Arc<HiqliteLog>>,
     supervisor: &'n Supervisor,
     /// What the node has found out about itself, if it was that which ended it.
     verdict: &'n Arc<OnceLock<Verdict>>,
@@ -336,6 +381,13 @@ impl Node<'_> {
         if self.verdict.get() == Some(&Verdict::Removed) {
             member::set_aside(self.data)?;
             return Err(error);
+        }
+        if self.member.worker {
+            // It has nothing that could be stale: it begins with what a member tells.
+            return Err(match error {
+                ServeError::Engine(why) => ServeError::Again(why.to_string()),
+                error => error,
+            });
         }
         if !has_others(self.config) {
             return Err(error);
@@ -442,6 +494,7 @@ impl Node<'_> {
         let follower = Follower {
             engine: self.engine.clone(),
             log: self.log.clone(),
+            store: self.store.cloned(),
             data: self.data.to_owned(),
             member: self.member.clone(),
             peers: between.peers.clone(),

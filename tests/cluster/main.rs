@@ -9,3 +9,4 @@ mod formation;
 mod guest;
 mod lab;
 mod members;
+mod workers;

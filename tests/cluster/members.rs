@@ -51,7 +51,7 @@ fn what_would_cost_the_majority_is_refused() {
     let id = nodes[0].new_object("vms/new", "image=tiny").unwrap();
     nodes[0].write(&format!("vms/{id}/ctl"), "start\n").unwrap();
     let owner = nodes[0].value(&format!("vms/{id}/status"), "node").unwrap();
-    refused(&nodes[0], &format!("nodes/{owner}/ctl"), "remove\n", Errno::BUSY, "and what they have written");
+    refused(&nodes[0], &format!("nodes/{owner}/ctl"), "remove\n", Errno::BUSY, "drain it first");
     nodes[2].kill();
     until("that it is noticed", || nodes[0].value("nodes/gamma/status", "state").unwrap() == "lost");
     assert_eq!(nodes[0].value("status", "nodes").unwrap(), "2 up of 3");

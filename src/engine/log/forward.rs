@@ -15,6 +15,8 @@ pub enum Forwarded {
     Append(#[serde(with = "records")] Vec<Bytes>),
     /// The number of the newest committed record, once the leader has made sure that it leads.
     Newest,
+    /// Of a machine that is not part of Raft: ask this of the node that leads, whoever that is.
+    Relayed(Box<Forwarded>),
 }
 
 /// Records as sequences of bytes: without a copy on the way out.

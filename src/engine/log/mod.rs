@@ -1,12 +1,14 @@
 //! The log: one totally ordered, durable sequence of records. What is in a record it does not know.
 
 pub mod committed;
+pub mod followed;
 pub mod forward;
 pub mod hiqlite;
 pub mod memory;
 
 pub use self::hiqlite::{Addresses, Durability, HiqliteLog, Member, MemberChange, OpenOptions, Voters};
 pub use committed::{Committed, Publisher};
+pub use followed::FollowedLog;
 pub use memory::MemoryLog;
 
 use async_trait::async_trait;
@@ -83,6 +85,8 @@ pub enum Role {
     Candidate,
     /// It gets the records, and has no vote.
     Learner,
+    /// It is not part of Raft, and follows the log of a member.
+    Worker,
 }
 
 impl std::fmt::Display for Role {
@@ -92,6 +96,7 @@ impl std::fmt::Display for Role {
             Role::Follower => "follower",
             Role::Candidate => "candidate",
             Role::Learner => "learner",
+            Role::Worker => "worker",
         })
     }
 }
@@ -115,7 +120,7 @@ pub struct Health {
     pub dead: Option<String>,
 }
 
-/// The log as the engine uses it. Implementations: `memory.rs`, `hiqlite.rs`.
+/// The log as the engine uses it. Implementations: `memory.rs`, `hiqlite/`, `followed.rs`.
 ///
 /// Committed records come through the [`Committed`] that opening gave, in order of `seq`; it is bounded and the
 /// log drops what does not fit: whoever sees a gap reads the missing records with [`Log::read`].

@@ -36,6 +36,8 @@ words!(
         Voter = "voter",
         /// It has the log, and no vote.
         Learner = "learner",
+        /// It is not part of Raft: it follows the log of a member.
+        Worker = "worker",
     }
 );
 
@@ -256,6 +258,10 @@ impl Work<'_> {
     pub(super) fn node_verb(&mut self, id: NodeId, verb: NodeVerb, conditions: &Conditions) -> Result<Reply, Refusal> {
         let node = self.node_to_change(id, conditions)?;
         match verb {
+            NodeVerb::Promote | NodeVerb::Demote if node.role == NodeRole::Worker => Err(Refusal::busy(format!(
+                "node '{}' is busy being a worker and has no log: remove it, and invite it as a learner",
+                node.name
+            ))),
             NodeVerb::Promote if node.role == NodeRole::Voter => Ok(Reply::Unchanged),
             NodeVerb::Promote if self.state.voters().count() >= VOTERS_MAX => Err(too_many_voters()),
             NodeVerb::Promote => self.change_node_of(id, What::Set, |node| node.role = NodeRole::Voter),

@@ -62,12 +62,24 @@ impl HiqliteLog {
                 // Its connection to its own port is not there yet: a write that changes nothing is a barrier as well.
                 _ => Ok(Answered::Newest(rows::newest_by_write(&self.client).await?)),
             },
+            Forwarded::Relayed(_) => Ok(Answered::NotDone("this is asked of the leader itself".to_owned())),
         }
     }
 
-    /// Answers another member.
-    pub async fn take(&self, question: &Forwarded) -> Answered {
-        self.answer(question).await.unwrap_or_else(Answered::from)
+    /// Answers another node.
+    pub async fn take(&self, question: Forwarded) -> Answered {
+        let answer = match question {
+            Forwarded::Relayed(question) => match *question {
+                Forwarded::Append(records) => {
+                    self.ask_leader(Forwarded::Append(records)).await.map(|_| Answered::Appended)
+                }
+                Forwarded::Newest => self.newest_shared().await.map(Answered::Newest),
+                // It would be carried round and round.
+                Forwarded::Relayed(_) => Ok(Answered::NotDone("a question is relayed once".to_owned())),
+            },
+            question => self.answer(&question).await,
+        };
+        answer.unwrap_or_else(Answered::from)
     }
 
     /// One question for all who come while one is on its way: theirs must begin after they came.
