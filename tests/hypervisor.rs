@@ -52,6 +52,7 @@ impl Bed {
             run_dir,
             run_as: rustix::process::geteuid().is_root().then_some((2_000_000_007, 2_000_000_007)),
             cgroups: Vec::new(),
+            fence: None,
         }
     }
 

@@ -107,6 +107,7 @@ pub(super) fn plan(shared: &Shared, state: &State, vm: &Vm) -> Result<Plan, Hype
         run_dir: shared.records.run_dir(vm.id.0, vm.generation),
         run_as: shared.host.guest_ids(vm.id.0),
         cgroups: Vec::new(),
+        fence: None,
     };
     Ok(Plan { machine, network, disk_bytes: vm.spec.disk_bytes })
 }

@@ -1,14 +1,19 @@
-//! What touches the kernel of one host: processes, cgroups, networks, disks. Behind traits, so that tests can make each fail.
+//! What touches the kernel of one host: processes, cgroups, networks, disks, its clock. Behind traits, so that tests can make each fail.
 //!
 //! Everything here is idempotent: making what is there and removing what isn't are no errors.
 
 pub mod cgroups;
+pub mod clock;
 pub mod command;
+pub mod deadline;
 pub mod disks;
+pub mod fence;
 pub mod net;
 pub mod process;
 
 pub use cgroups::{Cgroups, HostCgroups, NoCgroups};
+pub use clock::{BootClock, HostClock};
+pub use deadline::DeadlineFolder;
 pub use disks::{Disks, NoDisks, QemuImg};
 pub use net::{Bridges, Net, Network, UserNet};
 pub use process::{HostProcesses, Processes};
