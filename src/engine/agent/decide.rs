@@ -85,7 +85,7 @@ pub(super) fn decide(vm: &Vm, seen: &Seen, pid: u32, here: bool) -> Step {
 fn ended(vm: &Vm, exit: &Exit) -> VmReport {
     match exit {
         Exit::PoweredOff => VmReport::PoweredOff,
-        Exit::Killed => VmReport::Ended,
+        Exit::Killed | Exit::Fenced => VmReport::Ended,
         Exit::Crashed(_) if vm.actual == Actual::Stopping => VmReport::Ended,
         Exit::Crashed(sentence) => VmReport::Failed { sentence: sentence.clone(), may_retry: true },
     }

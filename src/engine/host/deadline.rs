@@ -80,13 +80,17 @@ impl Term {
 /// It can't be read, or no line of it is whole.
 pub fn read(file: &File) -> io::Result<Term> {
     let [first, second] = read_lines(file)?;
-    first.max(second).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it is no deadline"))
+    first.max(second).ok_or_else(no_deadline)
+}
+
+fn no_deadline() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "it is no deadline")
 }
 
 fn read_lines(file: &File) -> io::Result<[Option<Term>; 2]> {
     let mut bytes = [0; 2 * LINE_BYTES];
     file.read_exact_at(&mut bytes, 0).map_err(|error| match error.kind() {
-        io::ErrorKind::UnexpectedEof => io::ErrorKind::InvalidData.into(),
+        io::ErrorKind::UnexpectedEof => no_deadline(),
         _ => error,
     })?;
     let (first, second) = bytes.split_at(LINE_BYTES);

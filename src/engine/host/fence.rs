@@ -9,7 +9,7 @@
 
 use super::clock::{BootClock, HostClock};
 use super::deadline::{self, Term};
-use super::process::start_ticks;
+use super::process::{is_gone, start_ticks};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -92,13 +92,17 @@ impl Told {
     }
 }
 
-/// Is this process a fence? Until it has become its command, a fence's child is one, too.
+/// Is this process a fence? Until it has become its command, a fence's child is one, too. None: it has ended.
 ///
 /// # Errors
 /// The kernel does not say.
-pub fn is_fence(pid: u32) -> io::Result<bool> {
-    let line = std::fs::read(format!("/proc/{pid}/cmdline"))?;
-    Ok(line.split(|byte| *byte == 0).nth(1) == Some(b"fence"))
+pub fn is_fence(pid: u32) -> io::Result<Option<bool>> {
+    let line = match std::fs::read(format!("/proc/{pid}/cmdline")) {
+        Err(error) if is_gone(&error) => return Ok(None),
+        line => line?,
+    };
+    // What has ended has none.
+    Ok((!line.is_empty()).then(|| line.split(|byte| *byte == 0).nth(1) == Some(b"fence")))
 }
 
 /// Starts the machine and stays until it has ended, one way or the other.

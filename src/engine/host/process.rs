@@ -35,7 +35,7 @@ pub fn start_ticks(pid: u32) -> io::Result<Option<u64>> {
 }
 
 /// There is no such process (any more): the kernel says so in one of two ways.
-fn is_gone(error: &io::Error) -> bool {
+pub(super) fn is_gone(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(rustix::io::Errno::from_raw_os_error);
     matches!(errno, Some(rustix::io::Errno::NOENT | rustix::io::Errno::SRCH))
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+#[path = "../images/mod.rs"]
 mod images;
 
 use blixard::engine::hypervisor::{
@@ -135,8 +136,10 @@ async fn simulated_machines() {
 mod guest {
     use super::*;
 
+    mod fence;
+
     fn qemu() -> Qemu {
-        Qemu::new("qemu-system-x86_64")
+        Qemu::new("qemu-system-x86_64").fenced_by(env!("CARGO_BIN_EXE_blixard").into())
     }
 
     #[tokio::test]
