@@ -477,10 +477,9 @@ impl Actor {
             // Counted from the failure by this host's own clock: nobody else's clock matters.
             now + Duration::from_millis(at_ms.saturating_sub(vm.changed.millis()))
         });
-        let lease = (self.held.is_none() && vm.fenced && vm.actual == Actual::Starting).then(|| {
-            let lease = self.shared.lease.clone();
-            Box::pin(async move { lease.held().await })
-        });
+        if self.held.is_none() && vm.fenced && vm.actual == Actual::Starting {
+            return Box::pin(self.wait_for_lease(stop)).await;
+        }
         let (exit, ready, late_at) = match &self.held {
             Some(held) => {
                 let (watched, asked) = (held.instance.clone(), held.instance.clone());
@@ -497,7 +496,6 @@ impl Actor {
         tokio::select! {
             () = self.changed.notified() => Ok(()),
             () = stop.cancelled() => Ok(()),
-            () = or_never(lease) => Ok(()),
             exit = or_never(exit) => {
                 if let Some(held) = &mut self.held {
                     held.has_ended(exit);
@@ -510,6 +508,16 @@ impl Actor {
                 None => Ok(()),
             },
         }
+    }
+
+    /// Until the VM changes, or may begin.
+    async fn wait_for_lease(&self, stop: &CancellationToken) -> Result<(), String> {
+        tokio::select! {
+            () = self.changed.notified() => {}
+            () = stop.cancelled() => {}
+            () = self.shared.lease.held() => {}
+        }
+        Ok(())
     }
 
     async fn guest_says(&mut self, generation: u64, ready: Result<(), HypervisorError>) -> Result<(), String> {
