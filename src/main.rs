@@ -4,10 +4,12 @@ use blixard::ca;
 use blixard::cli;
 use blixard::cluster;
 use blixard::config::{self, Config};
+use blixard::engine::host::fence;
 use blixard::mount;
 use blixard::serve;
 use blixard::text::Refusal;
 use clap::{Args, Parser, Subcommand};
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -49,11 +51,40 @@ enum Command {
     },
     /// Show the configuration, and every mistake in it
     CheckConfig(Flags),
+    /// Be the parent of a machine's process, and end it when the node's lease is over; a node starts this itself
+    #[command(hide = true)]
+    Fence(Fence),
     /// The cluster's authority: certificates for users and nodes
     #[command(subcommand)]
     Ca(ca::Verb),
     #[command(flatten)]
     Verb(cli::Verb),
+}
+
+/// What a fence is told.
+#[derive(Debug, Args)]
+struct Fence {
+    /// The file with the deadline
+    #[arg(long, value_name = "FILE")]
+    deadline: PathBuf,
+    /// The tenure in which the machine is started
+    #[arg(long, value_name = "NUMBER")]
+    tenure: u64,
+    /// The pipe for what has become of it
+    #[arg(long, value_name = "FIFO")]
+    tell: PathBuf,
+    /// A cgroup to be in, with the machine
+    #[arg(long, value_name = "DIR")]
+    cgroup: Vec<PathBuf>,
+    /// The machine's command
+    #[arg(last = true, required = true)]
+    command: Vec<OsString>,
+}
+
+impl From<Fence> for fence::Options {
+    fn from(Fence { deadline, tenure, tell, cgroup, command }: Fence) -> fence::Options {
+        fence::Options { deadline, tenure, tell, cgroups: cgroup, command }
+    }
 }
 
 /// What a node is told. Without a flag the environment (BLIXARD_NAME, BLIXARD_DATA, ...) is asked, then the file.
@@ -121,6 +152,7 @@ fn main() -> ExitCode {
     let line = Line::parse();
     let done = match line.command {
         Command::Verb(verb) => return cli::run(&line.at, &verb),
+        Command::Fence(told) => return fence::run(&told.into()),
         Command::Serve { flags, accept_loss, join, advertise } => {
             let start = serve::Start { accept_loss, join, advertise };
             load(flags).and_then(|config| serve::serve(&config, &start).map_err(|error| error.to_string()))

@@ -46,7 +46,7 @@ const ROOMS: &[Room] = &[
         may: &["config", "ca", "cluster", "member", "peers", "fs", "engine", "ninep", "ipam", "text", "clock"],
     },
     Room { path: "mount", may: &["fs::fuse", "fs::remote", "ninep", "text"] },
-    Room { path: "main", may: &["config", "ca", "cli", "cluster", "mount", "serve", "text"] },
+    Room { path: "main", may: &["config", "ca", "cli", "cluster", "engine::host::fence", "mount", "serve", "text"] },
     Room { path: "lib", may: &[""] },
 ];
 

@@ -11,6 +11,12 @@ use std::path::PathBuf;
 const MEMORY_BYTES: RangeInclusive<u64> = 32 << 20..=1 << 50;
 /// Virtual CPUs of a node.
 const CPUS: RangeInclusive<u32> = 1..=65_536;
+/// A lease in milliseconds: one that is shorter is over whenever a disk is slow, and with one that is longer nobody would wait for the end.
+const LEASE_MS: RangeInclusive<u64> = 1_000..=600_000;
+/// Difference of clocks in speed, in hundredths: where no time service slews, crystals differ by far less than one.
+const LEASE_DRIFT_PERCENT: RangeInclusive<u32> = 1..=100;
+/// What is waited besides, in milliseconds: below that a fence that is a little late is too late.
+const LEASE_GRACE_MS: RangeInclusive<u64> = 1_000..=600_000;
 /// Clock drift in milliseconds: more than a minute would make times useless to people.
 const DRIFT_MS: RangeInclusive<u64> = 1..=60_000;
 
@@ -160,8 +166,35 @@ pub(super) const KEYS: &[Key] = &[
         kind: Kind::Text,
         many: false,
         allowed: "a duration from 1ms to 1m, as \"500ms\"",
-        set: |config, texts| one(&mut config.limits.drift_max_ms, texts, drift),
+        set: |config, texts| one(&mut config.limits.drift_max_ms, texts, |text| within(text, DRIFT_MS)),
         get: |config| duration::print(config.limits.drift_max_ms),
+    },
+    Key {
+        name: "lease.length",
+        flag: None,
+        kind: Kind::Text,
+        many: false,
+        allowed: "a duration from 1s to 10m, as \"10s\"",
+        set: |config, texts| one(&mut config.lease.length_ms, texts, |text| within(text, LEASE_MS)),
+        get: |config| duration::print(config.lease.length_ms),
+    },
+    Key {
+        name: "lease.drift",
+        flag: None,
+        kind: Kind::Text,
+        many: false,
+        allowed: "a difference in speed from 1% to 100%, as \"20%\"",
+        set: |config, texts| one(&mut config.lease.drift_percent, texts, percent),
+        get: |config| format!("{}%", config.lease.drift_percent),
+    },
+    Key {
+        name: "lease.grace",
+        flag: None,
+        kind: Kind::Text,
+        many: false,
+        allowed: "a duration from 1s to 10m, as \"2s\"",
+        set: |config, texts| one(&mut config.lease.grace_ms, texts, |text| within(text, LEASE_GRACE_MS)),
+        get: |config| duration::print(config.lease.grace_ms),
     },
 ];
 
@@ -311,12 +344,21 @@ fn cpus(text: &Text) -> Result<u32, String> {
     })
 }
 
-fn drift(text: &Text) -> Result<u64, String> {
+/// A duration in milliseconds.
+fn within(text: &Text, range_ms: RangeInclusive<u64>) -> Result<u64, String> {
     let ms = duration::parse(&text.text).map_err(|refusal| refusal.sentence)?;
-    let (least, most) = (duration::print(*DRIFT_MS.start()), duration::print(*DRIFT_MS.end()));
-    if DRIFT_MS.contains(&ms) {
+    let (least, most) = (duration::print(*range_ms.start()), duration::print(*range_ms.end()));
+    if range_ms.contains(&ms) {
         Ok(ms)
     } else {
         Err(format!("invalid duration '{}': it is from {least} to {most}", text.text.escape_debug()))
     }
+}
+
+fn percent(text: &Text) -> Result<u32, String> {
+    let number = text.text.strip_suffix('%').and_then(|n| n.parse().ok()).filter(|n| LEASE_DRIFT_PERCENT.contains(n));
+    number.ok_or_else(|| {
+        let (least, most) = (LEASE_DRIFT_PERCENT.start(), LEASE_DRIFT_PERCENT.end());
+        format!("invalid difference '{}': it is from {least}% to {most}%", text.text.escape_debug())
+    })
 }

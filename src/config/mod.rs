@@ -24,6 +24,10 @@ pub const DEFAULT_FILE: &str = "/etc/blixard.toml";
 const DEFAULT_DATA: &str = "/var/lib/blixard";
 const DEFAULT_MOUNT: &str = "/n/blixard";
 const DEFAULT_IMAGES: &str = "/var/lib/blixard/images";
+/// A node that dies is replaced after 14 s: two renewals of three may be lost, and a leader. A time service slews by a twelfth at most
+/// (83,333 ppm, chrony's `maxslewrate`): two machines that do so in opposite ways differ by 1.083 / 0.917. And a busy host's fence
+/// comes late, and a killed process is not gone at once.
+const DEFAULT_LEASE: Lease = Lease { length_ms: 10_000, drift_percent: 20, grace_ms: 2_000 };
 /// The socket of a node with the default data folder; with another one it is `sock` in that.
 pub const DEFAULT_SOCKET: &str = "/run/blixard/sock";
 /// What each variable begins with: `trace.level` is BLIXARD_TRACE_LEVEL.
@@ -72,6 +76,17 @@ pub struct Limits {
     pub drift_max_ms: u64,
 }
 
+/// How this node's lease is, and how those of the others are watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lease {
+    /// How long it lasts, in milliseconds.
+    pub length_ms: u64,
+    /// By how much the clocks of two machines may differ in speed, in hundredths.
+    pub drift_percent: u32,
+    /// What is waited besides, in milliseconds, before another one's lease is taken for over.
+    pub grace_ms: u64,
+}
+
 /// The configuration of a node, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -93,6 +108,8 @@ pub struct Config {
     pub trace: Trace,
     /// The limits.
     pub limits: Limits,
+    /// The leases.
+    pub lease: Lease,
     /// Where each key that was set came from.
     sources: BTreeMap<&'static str, Source>,
 }
@@ -188,6 +205,7 @@ impl Config {
             images: DEFAULT_IMAGES.into(),
             trace: Trace { level: "info".to_owned(), json: false },
             limits: Limits { memory_bytes: None, cpus: None, drift_max_ms: DRIFT_MAX_MS },
+            lease: DEFAULT_LEASE,
             sources: BTreeMap::new(),
         }
     }

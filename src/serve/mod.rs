@@ -27,7 +27,7 @@ use between::Between;
 use members::{Follower, Verdict};
 use std::future::Future;
 use std::io::{IsTerminal, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -231,6 +231,14 @@ async fn run(config: &Config, start: &Start, set_trace_level: SetTraceLevel) -> 
     supervisor.stop().await;
     engine.close().await;
     node.after(served)
+}
+
+/// The program that this process is, also when its file was replaced meanwhile: fences are to be of the same release.
+fn own_program() -> PathBuf {
+    std::env::current_exe().ok().filter(|program| program.exists()).unwrap_or_else(|| {
+        let pid = std::process::id();
+        format!("/proc/{pid}/exe").into()
+    })
 }
 
 /// Are there others who have everything that this node has?
@@ -440,7 +448,9 @@ impl Node<'_> {
         };
         engine.submit(By::Agent, vec![reach]).await.map_err(ServeError::Init)?;
         let (hypervisor, host): (Arc<dyn Hypervisor>, HostParts) = match config.hypervisor {
-            config::Hypervisor::Qemu => (Arc::new(Qemu::new(QEMU)), HostParts::detect(&agent::device_tag(data)).await),
+            config::Hypervisor::Qemu => {
+                (Arc::new(Qemu::new(QEMU).fenced_by(own_program())), HostParts::detect(&agent::device_tag(data)).await)
+            }
             config::Hypervisor::Simulated => {
                 let simulated = Arc::new(Simulated::default());
                 (simulated.clone(), HostParts::none(simulated))
@@ -463,6 +473,11 @@ impl Node<'_> {
             images: config.images.clone(),
             memory_bytes: config.limits.memory_bytes,
             cpus: config.limits.cpus,
+            lease: agent::lease::Options {
+                length_ms: config.lease.length_ms,
+                drift_percent: config.lease.drift_percent,
+                grace_ms: config.lease.grace_ms,
+            },
             set_trace_level,
             invite: Arc::new(invite),
         };

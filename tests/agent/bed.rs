@@ -4,7 +4,7 @@
 
 use super::world::World;
 use blixard::clock::HybridClock;
-use blixard::engine::agent::{Agent, AgentError, Options, Supervisor};
+use blixard::engine::agent::{Agent, AgentError, Options, Supervisor, lease};
 use blixard::engine::log::MemoryLog;
 use blixard::engine::state::{Actual, By, Command, Conditions, NodeId, Reply, Restart, Vm, VmId, VmSpec, VmVerb};
 use blixard::engine::{Engine, LocalHost};
@@ -20,6 +20,9 @@ const PATIENCE: Duration = Duration::from_secs(4 * 3600);
 const BEGIN_MS: u64 = 1_800_000_000_000;
 /// Longer than what could not be given back waits for its next try.
 pub const RETRIED: Duration = Duration::from_secs(31);
+
+/// What leases have here.
+const LEASE: lease::Options = lease::Options { length_ms: 10_000, drift_percent: 20, grace_ms: 2_000 };
 
 pub struct Bed {
     pub world: World,
@@ -68,6 +71,7 @@ impl Bed {
             images: self.folder.path().join("images"),
             memory_bytes: None,
             cpus: None,
+            lease: LEASE,
             set_trace_level: Arc::new(|_| Ok(())),
             invite: Arc::new(|| Err(blixard::text::Refusal::fault("nobody joins here"))),
         };

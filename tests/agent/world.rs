@@ -1,7 +1,7 @@
 //! A host whose every call can be told to fail, and which knows what it has given out.
 
 use async_trait::async_trait;
-use blixard::engine::host::{Cgroups, Disks, HostError, HostParts, Net, Network, Processes};
+use blixard::engine::host::{Cgroups, DeadlineFolder, Disks, HostClock, HostError, HostParts, Net, Network, Processes};
 use blixard::engine::hypervisor::{
     Capabilities, Console, Exit, Hypervisor, HypervisorError, Instance, Machine, Record, Running, Simulated, Spawned,
 };
@@ -124,6 +124,8 @@ impl World {
             cgroups: world.clone(),
             net: world.clone(),
             disks: world,
+            clock: Arc::new(HostClock),
+            deadlines: DeadlineFolder::Data,
             guest_uid_base: None,
             missing: Vec::new(),
         }

@@ -4,6 +4,8 @@ use crate::support::{Node, images};
 use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
 
+mod fence;
+
 #[test]
 fn eight_at_once_and_nothing_left() {
     let node = Node::qemu();

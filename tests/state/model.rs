@@ -490,6 +490,7 @@ impl Model {
             VmReport::Failed { may_retry: false, .. } => "failed-for-good",
             VmReport::PoweredOff => "powered-off",
             VmReport::Ended => "ended",
+            VmReport::Fenced => "fenced",
             VmReport::RetryDue => "retry-due",
             VmReport::Removed => "removed",
             VmReport::Trouble { .. } => "trouble",

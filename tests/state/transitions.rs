@@ -60,6 +60,7 @@ pub fn act(cluster: &mut Cluster, vm: u64, column: &str) -> Result<Reply, Refusa
             cluster.report(vm, VmReport::PoweredOff)
         }
         "ended" => cluster.report(vm, VmReport::Ended),
+        "fenced" => cluster.report(vm, VmReport::Fenced),
         "failed" => cluster.report(vm, failed(true)),
         "failed-for-good" => cluster.report(vm, failed(false)),
         "retry-due" => cluster.report(vm, VmReport::RetryDue),
@@ -195,11 +196,11 @@ fn the_table_is_whole_and_leads_nowhere_else() {
     let reports = |report: &VmReport| match report {
         VmReport::Started { .. } | VmReport::GuestReady | VmReport::Paused | VmReport::Resumed => {}
         VmReport::Failed { .. } | VmReport::PoweredOff | VmReport::Ended | VmReport::RetryDue => {}
-        VmReport::Removed | VmReport::Trouble { .. } => {}
+        VmReport::Removed | VmReport::Trouble { .. } | VmReport::Fenced => {}
     };
     reports(&VmReport::GuestReady);
     assert_eq!(columns(&sections["verbs"]).len(), 8 + 1, "eight verbs, and `settled`");
-    assert_eq!(columns(&sections["reports"]).len(), 10 + 2, "ten reports, `failed-for-good`, `host-reboot`");
+    assert_eq!(columns(&sections["reports"]).len(), 11 + 2, "eleven reports, `failed-for-good`, `host-reboot`");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use super::decide::{Asked, Seen, Step, decide};
 use super::record::{MachineRecord, is_damaged};
 use super::start::{Look, end_processes, give_back, plan, release, remove, remove_record, start};
 use super::{AGAIN_AFTER, Shared};
+use crate::engine::host::deadline::was_fenced;
 use crate::engine::hypervisor::{Exit, HypervisorError, Instance, Record, Running};
 use crate::engine::state::{Actual, Command, State, Vm, VmId, VmReport};
 use crate::text::{Code, Refusal};
@@ -24,6 +25,9 @@ const KILLED_WITHIN: Duration = Duration::from_secs(10);
 const TAKE_BACK_AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// How long a hypervisor may take to end a process whose guest went off: longer than its own deadline.
 const DISCARDS_WITHIN: Duration = Duration::from_secs(20);
+
+/// What is said of a machine that its fence has ended.
+const FENCED: &str = "ended by its fence: this node could not renew its lease in time";
 
 /// A machine that an actor holds.
 struct Held {
@@ -102,6 +106,8 @@ impl Actor {
             if stop.is_cancelled() {
                 return Ok(());
             }
+            // Before the state: what is decided by it is then not older than the lease.
+            let tenure = self.shared.lease.tenure();
             let state = self.shared.engine.state();
             let Some(vm) = state.vm(self.id).cloned() else {
                 return Box::pin(self.abandon(&stop)).await;
@@ -114,23 +120,31 @@ impl Actor {
                     drop(state);
                     self.wait(&vm, &stop).await?;
                 }
-                step => Box::pin(self.act(step, state, &vm, &stop)).await?,
+                Step::Start => Box::pin(self.start(state, &vm, tenure, &stop)).await?,
+                step => {
+                    drop(state);
+                    Box::pin(self.act(step, &vm, &stop)).await?;
+                }
             }
         }
     }
 
     fn decide(&mut self, vm: &Vm) -> Step {
         let here = vm.node == Some(self.shared.options.node);
+        let leased = self.shared.lease.is_held();
+        if vm.fenced && vm.actual == Actual::Starting {
+            self.shared.lease.want();
+        }
         let Some(held) = &mut self.held else {
             let seen = match self.former.as_deref().cloned() {
                 Some((generation, exit)) => Seen::Ended { generation, exit },
                 None => Seen::Nothing,
             };
-            return decide(vm, &seen, 0, here);
+            return decide(vm, &seen, 0, here, leased);
         };
         let (generation, pid) = (held.generation, held.instance.record().pid);
         if let Some(exit) = &held.ended {
-            return decide(vm, &Seen::Ended { generation, exit: Exit::clone(exit) }, pid, here);
+            return decide(vm, &Seen::Ended { generation, exit: Exit::clone(exit) }, pid, here, leased);
         }
         if held.asked == Asked::PowerDown {
             // A later stop may have shortened the grace.
@@ -145,7 +159,7 @@ impl Actor {
         if held.waits() && held.late_at.is_none_or(|at| at <= Instant::now()) {
             held.asked = Asked::TooLate;
         }
-        decide(vm, &Seen::Machine { generation, running: held.running, asked: held.asked }, pid, here)
+        decide(vm, &Seen::Machine { generation, running: held.running, asked: held.asked }, pid, here, leased)
     }
 
     /// Takes back what a former life started, or clears up what is left of it.
@@ -168,7 +182,9 @@ impl Actor {
             Ok(None) => return Ok(()),
             Ok(Some(record)) => match self.take_back(&record, stop).await? {
                 Some(look) => {
-                    self.former = record.exit.map(|exit| Box::new((record.machine.generation, exit)));
+                    let fenced = || was_fenced(&record.machine.run_dir).then_some(Exit::Fenced);
+                    let exit = record.exit.or_else(fenced);
+                    self.former = exit.map(|exit| Box::new((record.machine.generation, exit)));
                     (record.process, look)
                 }
                 None => return Ok(()),
@@ -189,6 +205,10 @@ impl Actor {
     /// answer is left alone and asked again, as long as it is wanted: its guest may be in the best of health.
     async fn take_back(&mut self, record: &MachineRecord, stop: &CancellationToken) -> Result<Option<Look>, String> {
         let MachineRecord { machine, process, .. } = record;
+        if machine.fence.as_ref().is_some_and(|fence| !self.shared.lease.governs(fence)) {
+            tracing::warn!(vm = %self.id, "its fence looks at a deadline that is not this node's, so it is ended");
+            return Ok(Some(Look::Everywhere));
+        }
         loop {
             let why = match in_time(self.shared.hypervisor.adopt(machine, process.as_ref())).await {
                 Ok(instance) => {
@@ -254,9 +274,8 @@ impl Actor {
         self.held = Some(Held::new(generation, instance, running));
     }
 
-    async fn act(&mut self, step: Step, state: Arc<State>, vm: &Vm, stop: &CancellationToken) -> Result<(), String> {
+    async fn act(&mut self, step: Step, vm: &Vm, stop: &CancellationToken) -> Result<(), String> {
         match step {
-            Step::Start => self.start(state, vm, stop).await,
             Step::PowerDown => self.power_down(vm).await,
             Step::Kill => self.kill().await,
             Step::Pause => self.set_running(Running::Paused).await,
@@ -264,12 +283,12 @@ impl Actor {
             Step::Release(report) => self.release(vm, report, stop).await,
             Step::Report(report) => self.report(vm.generation, report).await,
             Step::Remove => self.remove(vm, stop).await,
-            Step::Wait | Step::Retry | Step::Rest | Step::Abandon => Ok(()),
+            Step::Start | Step::Wait | Step::Retry | Step::Rest | Step::Abandon => Ok(()),
         }
     }
 
-    async fn start(&mut self, state: Arc<State>, vm: &Vm, stop: &CancellationToken) -> Result<(), String> {
-        let planned = plan(&self.shared, &state, vm);
+    async fn start(&mut self, state: Arc<State>, vm: &Vm, tenure: u64, stop: &CancellationToken) -> Result<(), String> {
+        let planned = plan(&self.shared, &state, vm, tenure);
         drop(state);
         let started = match planned {
             Ok(plan) => {
@@ -286,6 +305,11 @@ impl Actor {
                 self.report(vm.generation, VmReport::Started { pid }).await
             }
             Ok(None) => Ok(()),
+            Err(HypervisorError::NoLease) => {
+                // It is begun again when there is a lease, if it is to begin here then.
+                tracing::info!(vm = %self.id, generation = vm.generation, "the lease was over before it was started");
+                self.surely_ended(None, Look::Everywhere, stop).await.map(drop)
+            }
             Err(error) => {
                 let may_retry = !matches!(error, HypervisorError::Permanent(_));
                 let sentence = match error {
@@ -391,6 +415,9 @@ impl Actor {
         }
         self.shared.instances().remove(&self.id);
         give_back(&self.shared, self.id.0).await;
+        if report == Some(VmReport::Fenced) {
+            self.trouble(FENCED.to_owned()).await?;
+        }
         if let Some(report) = report {
             self.report(vm.generation, report).await?;
         }
@@ -450,6 +477,9 @@ impl Actor {
             // Counted from the failure by this host's own clock: nobody else's clock matters.
             now + Duration::from_millis(at_ms.saturating_sub(vm.changed.millis()))
         });
+        if self.held.is_none() && vm.fenced && vm.actual == Actual::Starting {
+            return Box::pin(self.wait_for_lease(stop)).await;
+        }
         let (exit, ready, late_at) = match &self.held {
             Some(held) => {
                 let (watched, asked) = (held.instance.clone(), held.instance.clone());
@@ -478,6 +508,16 @@ impl Actor {
                 None => Ok(()),
             },
         }
+    }
+
+    /// Until the VM changes, or may begin.
+    async fn wait_for_lease(&self, stop: &CancellationToken) -> Result<(), String> {
+        tokio::select! {
+            () = self.changed.notified() => {}
+            () = stop.cancelled() => {}
+            () = self.shared.lease.held() => {}
+        }
+        Ok(())
     }
 
     async fn guest_says(&mut self, generation: u64, ready: Result<(), HypervisorError>) -> Result<(), String> {

@@ -68,8 +68,8 @@ pub(super) enum Step {
     Abandon,
 }
 
-/// The step. `pid` is the process that is held, if one is; `here`: is the VM placed on this node?
-pub(super) fn decide(vm: &Vm, seen: &Seen, pid: u32, here: bool) -> Step {
+/// The step. `pid` is the process that is held, if one is; `here`: is the VM placed on this node? `leased`: does this node have its lease?
+pub(super) fn decide(vm: &Vm, seen: &Seen, pid: u32, here: bool, leased: bool) -> Step {
     match seen {
         Seen::Nothing if !here => Step::Abandon,
         Seen::Ended { .. } if !here => Step::Release(None),
@@ -78,7 +78,7 @@ pub(super) fn decide(vm: &Vm, seen: &Seen, pid: u32, here: bool) -> Step {
         Seen::Ended { generation, exit } => Step::Release((*generation == vm.generation).then(|| ended(vm, exit))),
         Seen::Machine { generation, asked, .. } if *generation != vm.generation => end(*asked, false),
         Seen::Machine { running, asked, .. } => with_machine(vm, *running, *asked, pid),
-        Seen::Nothing => without(vm),
+        Seen::Nothing => without(vm, leased),
     }
 }
 
@@ -86,7 +86,8 @@ fn ended(vm: &Vm, exit: &Exit) -> VmReport {
     match exit {
         Exit::PoweredOff => VmReport::PoweredOff,
         Exit::Killed => VmReport::Ended,
-        Exit::Crashed(_) if vm.actual == Actual::Stopping => VmReport::Ended,
+        Exit::Fenced | Exit::Crashed(_) if vm.actual == Actual::Stopping => VmReport::Ended,
+        Exit::Fenced => VmReport::Fenced,
         Exit::Crashed(sentence) => VmReport::Failed { sentence: sentence.clone(), may_retry: true },
     }
 }
@@ -120,8 +121,10 @@ fn with_machine(vm: &Vm, running: Running, asked: Asked, pid: u32) -> Step {
     }
 }
 
-fn without(vm: &Vm) -> Step {
+fn without(vm: &Vm, leased: bool) -> Step {
     match vm.actual {
+        // Its fence would not let it begin, and that is nobody's failure.
+        Actual::Starting if vm.fenced && !leased => Step::Wait,
         Actual::Starting => Step::Start,
         Actual::Running | Actual::Paused => Step::Report(VmReport::Failed {
             sentence: "its process is gone, and nobody saw it end: the host's log may say more; start it".to_owned(),

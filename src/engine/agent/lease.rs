@@ -1,68 +1,36 @@
-//! The lease: by which this node says that it is there, and how it is noticed that another one is not.
+//! The leases of the other nodes, by which they say that they are there: how it is noticed that one is not. `holder.rs` has our own.
 //!
 //! No time of day is in it. The holder counts its length from before it submitted the renewal. Who watches counts from when it applied
 //! the renewal, which is later, and waits longer by what clocks may drift and a grace: so a lease is never over for the others
-//! before it is over for its holder.
+//! before it is over for its holder. Whose host is suspended meanwhile waits longer still.
 
 use crate::engine::Engine;
 use crate::engine::log::Role;
 use crate::engine::state::{By, Command, Lease, NodeId, State};
-use crate::text::Code;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// How long a lease lasts, in milliseconds.
-pub const LENGTH_MS: u64 = 10_000;
-/// Renewals within one length: two may be lost.
-const RENEWALS: u32 = 3;
-/// Clocks of two machines may differ in speed by one part in so many.
-const DRIFT_PART: u32 = 100;
-/// And this is waited besides.
-const GRACE: Duration = Duration::from_secs(2);
-/// The pause after a renewal that was not taken.
+/// The pause after something that the log did not take.
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
 
-/// Renews this node's lease until `stop`. A node alone needs none.
-pub(super) async fn keep(engine: Engine, node: NodeId, stop: CancellationToken) -> Result<(), String> {
-    let mut changes = engine.changes();
-    loop {
-        let counter = renewable(&engine.state(), node).map(|lease| lease.counter + 1);
-        let pause = match counter {
-            None => {
-                tokio::select! {
-                    () = stop.cancelled() => return Ok(()),
-                    changed = changes.changed() => changed.map_err(|_| "the engine has ended".to_owned())?,
-                }
-                continue;
-            }
-            Some(counter) => renew(&engine, counter).await,
-        };
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            () = tokio::time::sleep(pause) => {}
-        }
-    }
+/// How leases are set. What is safe is checked where it is configured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// How long this node's lease lasts, in milliseconds.
+    pub length_ms: u64,
+    /// By how much the clocks of two machines may differ in speed, in hundredths.
+    pub drift_percent: u32,
+    /// And this is waited besides, in milliseconds, before another one's lease is taken for over.
+    pub grace_ms: u64,
 }
 
-/// The lease, if this node is one of several.
-fn renewable(state: &State, node: NodeId) -> Option<Lease> {
-    state.node(node).filter(|_| state.nodes().len() > 1).map(|node| node.lease)
-}
-
-/// Renews it once, and gives the pause until the next time.
-async fn renew(engine: &Engine, counter: u64) -> Duration {
-    let before = Instant::now();
-    let renewal = Command::LeaseRenew { counter, length_ms: LENGTH_MS, claim: engine.claim() };
-    match engine.submit(By::Agent, vec![renewal]).await {
-        Ok(_) => (Duration::from_millis(LENGTH_MS) / RENEWALS).saturating_sub(before.elapsed()),
-        // An earlier one came through late.
-        Err(refusal) if refusal.code == Code::Stale => Duration::ZERO,
-        Err(refusal) => {
-            tracing::warn!(%refusal, "the lease could not be renewed; it is tried again");
-            AGAIN_AFTER
-        }
+impl Options {
+    /// For how long others wait until a lease of this length is over.
+    fn waited(self, length_ms: u64) -> Duration {
+        let drift_ms = length_ms.saturating_mul(u64::from(self.drift_percent)).div_ceil(100);
+        Duration::from_millis(length_ms.saturating_add(drift_ms).saturating_add(self.grace_ms))
     }
 }
 
@@ -72,7 +40,13 @@ struct Seen(BTreeMap<NodeId, (u64, Instant)>);
 
 impl Seen {
     /// Looks at all leases, and says of whom one is over, and when the next one will be.
-    fn look(&mut self, state: &State, own: NodeId, now: Instant) -> (Vec<(NodeId, u64)>, Option<Instant>) {
+    fn look(
+        &mut self,
+        state: &State,
+        own: NodeId,
+        options: Options,
+        now: Instant,
+    ) -> (Vec<(NodeId, u64)>, Option<Instant>) {
         self.0.retain(|id, _| state.node(*id).is_some());
         let (mut over, mut next) = (Vec::new(), None);
         for node in state.nodes().filter(|node| node.id != own) {
@@ -84,8 +58,8 @@ impl Seen {
             if counter == 0 || expired {
                 continue;
             }
-            let length = Duration::from_millis(length_ms);
-            let end = seen.1 + length + length / DRIFT_PART + GRACE;
+            // One that is too long for the clock is never over.
+            let Some(end) = seen.1.checked_add(options.waited(length_ms)) else { continue };
             if end <= now {
                 over.push((node.id, counter));
             } else {
@@ -97,12 +71,17 @@ impl Seen {
 }
 
 /// Watches the leases of the others until `stop`; the node that leads the log says when one is over.
-pub(super) async fn watch(engine: Engine, own: NodeId, stop: CancellationToken) -> Result<(), String> {
+pub(super) async fn watch(
+    engine: Engine,
+    own: NodeId,
+    options: Options,
+    stop: CancellationToken,
+) -> Result<(), String> {
     let mut changes = engine.changes();
     let mut seen = Seen::default();
     loop {
         changes.borrow_and_update();
-        let (over, next) = seen.look(&engine.state(), own, Instant::now());
+        let (over, next) = seen.look(&engine.state(), own, options, Instant::now());
         let leads = !over.is_empty() && engine.health().role == Role::Leader;
         for (node, counter) in over.iter().filter(|_| leads) {
             let expire = Command::LeaseExpire { node: *node, counter: *counter };
@@ -136,6 +115,8 @@ mod tests {
         *state = next;
     }
 
+    const OPTIONS: Options = Options { length_ms: 10_000, drift_percent: 20, grace_ms: 2_000 };
+
     fn two_nodes() -> State {
         let mut state = State::new();
         let text = str::to_owned;
@@ -160,36 +141,36 @@ mod tests {
         let mut state = two_nodes();
         let (mut seen, begin) = (Seen::default(), Instant::now());
         let at = |ms: u64| begin + Duration::from_millis(ms);
-        assert_eq!(seen.look(&state, NodeId(1), at(0)), (vec![], None), "it never had one");
+        assert_eq!(seen.look(&state, NodeId(1), OPTIONS, at(0)), (vec![], None), "it never had one");
         apply(
             &mut state,
             2,
             By::Agent,
             Command::LeaseRenew { counter: 1, length_ms: 10_000, claim: Default::default() },
         );
-        assert_eq!(seen.look(&state, NodeId(1), at(1_000)), (vec![], Some(at(13_100))));
-        assert_eq!(seen.look(&state, NodeId(1), at(13_099)).0, vec![]);
-        assert_eq!(seen.look(&state, NodeId(1), at(13_100)).0, vec![(NodeId(2), 1)]);
+        assert_eq!(seen.look(&state, NodeId(1), OPTIONS, at(1_000)), (vec![], Some(at(15_000))));
+        assert_eq!(seen.look(&state, NodeId(1), OPTIONS, at(14_999)).0, vec![]);
+        assert_eq!(seen.look(&state, NodeId(1), OPTIONS, at(15_000)).0, vec![(NodeId(2), 1)]);
         apply(
             &mut state,
             2,
             By::Agent,
             Command::LeaseRenew { counter: 2, length_ms: 10_000, claim: Default::default() },
         );
-        assert_eq!(seen.look(&state, NodeId(1), at(13_101)), (vec![], Some(at(25_201))));
+        assert_eq!(seen.look(&state, NodeId(1), OPTIONS, at(15_001)), (vec![], Some(at(29_001))));
         apply(&mut state, 1, By::Agent, Command::LeaseExpire { node: NodeId(2), counter: 1 });
         assert!(!state.node(NodeId(2)).unwrap().lease.expired, "it was renewed meanwhile");
         apply(&mut state, 1, By::Agent, Command::LeaseExpire { node: NodeId(2), counter: 2 });
         assert!(state.node(NodeId(2)).unwrap().lease.expired);
-        assert_eq!(seen.look(&state, NodeId(1), at(99_000)), (vec![], None), "once is enough");
-        assert_eq!(seen.look(&state, NodeId(2), at(99_000)), (vec![], None), "its own is not its business");
+        assert_eq!(seen.look(&state, NodeId(1), OPTIONS, at(99_000)), (vec![], None), "once is enough");
+        assert_eq!(seen.look(&state, NodeId(2), OPTIONS, at(99_000)), (vec![], None), "its own is not its business");
     }
 
     #[test]
     fn those_who_are_gone_are_forgotten() {
         let mut state = two_nodes();
         let (mut seen, begin) = (Seen::default(), Instant::now());
-        seen.look(&state, NodeId(1), begin);
+        seen.look(&state, NodeId(1), OPTIONS, begin);
         assert_eq!(seen.0.len(), 1);
         let command = Command::Node { node: NodeId(2), verb: NodeVerb::Remove, conditions: Default::default() };
         apply(
@@ -209,7 +190,7 @@ mod tests {
         };
         apply(&mut state, 1, By::Agent, up);
         apply(&mut state, 1, By::User("root".into()), command);
-        seen.look(&state, NodeId(1), begin);
+        seen.look(&state, NodeId(1), OPTIONS, begin);
         assert!(seen.0.is_empty());
     }
 }

@@ -4,10 +4,12 @@
 //! - `reconciler.rs`: wakes the actor of each VM that has changed; at the start, finds what former lives left behind
 //! - `actor.rs`: one VM: looks at what is desired and at what it sees, does one step, reports; `decide.rs`: which step, purely
 //! - `start.rs`: from a VM to a running machine: the list of what is acquired; `resources.rs`: giving it back
+//! - `holder.rs`: this node's own lease, which its fenced machines depend on; `lease.rs`: those of the others
 //! - `record.rs`, `images.rs`: what this host knows beside the log
 
 mod actor;
 mod decide;
+mod holder;
 mod images;
 pub mod lease;
 mod reconciler;
@@ -27,6 +29,7 @@ use super::state::{By, Command, NodeId, VmId};
 use crate::text::{Code, Refusal};
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use holder::Holder;
 use reconciler::ActorOf;
 use record::Records;
 use sha2::{Digest, Sha256};
@@ -82,6 +85,8 @@ pub struct Options {
     pub memory_bytes: Option<u64>,
     /// Virtual CPUs that guests may have together; None: no limit.
     pub cpus: Option<u32>,
+    /// This node's lease, and how those of the others are watched.
+    pub lease: lease::Options,
     /// See [`SetTraceLevel`].
     pub set_trace_level: SetTraceLevel,
     /// See [`Invite`].
@@ -114,6 +119,7 @@ struct Shared {
     image_faults: Vec<String>,
     records: Records,
     leftovers: Leftovers,
+    lease: Arc<Holder>,
     supervisor: WeakSupervisor,
     options: Options,
     /// The VMs that have, or had, an actor.
@@ -166,6 +172,8 @@ impl Agent {
             let path = path.to_owned();
             move |error| AgentError::Io(path, error)
         };
+        // First of all: what runs here may depend on it.
+        let lease = start_leases(&engine, &host, &supervisor, &options)?;
         let records = Records::open(&options.data).map_err(io(&options.data.join("vms")))?;
         let leftovers = Leftovers::open(&options.data).map_err(io(&options.data.join("leftovers")))?;
         let capabilities = hypervisor.probe(host.guest_ids(0)).await;
@@ -192,13 +200,13 @@ impl Agent {
             image_faults,
             records,
             leftovers,
+            lease,
             supervisor: supervisor.downgrade(),
             options,
             actors: Mutex::default(),
             actors_made: AtomicU64::new(0),
             instances: Mutex::default(),
         }));
-        start_leases(&agent.0, &supervisor).map_err(AgentError::Task)?;
         reconciler::clear_up(&agent.0).await?;
         reconciler::start(&agent.0).map_err(AgentError::Task)?;
         Ok(agent)
@@ -221,11 +229,27 @@ impl Agent {
 }
 
 /// This node's own lease, and the watch over the others'.
-fn start_leases(shared: &Shared, supervisor: &Supervisor) -> Result<(), String> {
-    let (engine, node) = (shared.engine.clone(), shared.options.node);
-    supervisor.start("lease", Policy::VITAL, move |stop| lease::keep(engine.clone(), node, stop))?;
-    let engine = shared.engine.clone();
-    supervisor.start("lease-watch", Policy::VITAL, move |stop| lease::watch(engine.clone(), node, stop))
+fn start_leases(
+    engine: &Engine,
+    host: &HostParts,
+    supervisor: &Supervisor,
+    options: &Options,
+) -> Result<Arc<Holder>, AgentError> {
+    let Options { node, lease: set, .. } = *options;
+    let holder = Arc::new(Holder::open(&options.data, host, set)?);
+    if engine.state().vms_on(node).any(|vm| vm.fenced && vm.active()) {
+        holder.want();
+    }
+    let (own, log) = (holder.clone(), engine.clone());
+    let keep = move |stop| {
+        let (own, log) = (own.clone(), log.clone());
+        async move { own.keep(log, node, stop).await }
+    };
+    supervisor.start("lease", Policy::VITAL, keep).map_err(AgentError::Task)?;
+    let log = engine.clone();
+    let watch = move |stop| lease::watch(log.clone(), node, set, stop);
+    supervisor.start("lease-watch", Policy::VITAL, watch).map_err(AgentError::Task)?;
+    Ok(holder)
 }
 
 /// Makes the images of this host known, and those that are gone unknown. What is refused is the images' fault, told in a sentence

@@ -4,7 +4,7 @@
 use super::actor::Actor;
 use super::record::is_damaged;
 use super::resources::Resource;
-use super::start::{release, remove};
+use super::start::{end_unrecorded, release, remove};
 use super::supervisor::Policy;
 use super::{AGAIN_AFTER, AgentError, Shared};
 use crate::engine::state::{Actual, Command, Desired, Kind, State, Vm, VmId, VmReport};
@@ -252,12 +252,8 @@ pub(super) async fn clear_up(shared: &Arc<Shared>) -> Result<(), AgentError> {
             Err(error) => tracing::warn!(vm, %error, "its record is damaged; whatever runs is an orphan"),
         }
     }
-    for (record, run_dir) in shared.hypervisor.orphans(&vms_dir, &known).await? {
-        tracing::warn!(pid = record.pid, run_dir = %run_dir.display(), "a machine that belongs to nothing is ended");
-        // Its folder is DATA/vms/ID/GENERATION.
-        let of_vm = run_dir.parent().and_then(|p| p.file_name()?.to_str()?.parse().ok()).unwrap_or(0);
-        shared.leftovers.release(&Resource::process(of_vm, &record), &shared.host).await;
-    }
+    // What stays is listed as left over.
+    end_unrecorded(shared, &vms_dir, &known).await?;
     let rubbish = |vm: &u64| match state.vm(VmId(*vm)) {
         // What only this node has of it stays.
         Some(vm) => vm.node != Some(shared.options.node) && vm.is_free(),

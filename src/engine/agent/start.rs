@@ -10,11 +10,15 @@ use crate::engine::state::{State, Vm};
 use sha2::{Digest, Sha256};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a start may take, in all: longer than the deadlines of its parts that matter, together.
 const START_WITHIN: Duration = Duration::from_secs(180);
+
+/// How often it is looked for processes of a VM that no record names: a fence makes one, and is found with it the next time.
+const LOOKS_MAX: u32 = 8;
 
 fn io_failed(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> HypervisorError {
     move |e| host_failed(what)(HostError(e.to_string()))
@@ -79,8 +83,8 @@ async fn acquire(shared: &Shared, plan: Plan, guard: &mut Guard<'_>) -> Result<A
     shared.hypervisor.launch(&machine, &spawned).await
 }
 
-/// What the VM's generation is to be made of.
-pub(super) fn plan(shared: &Shared, state: &State, vm: &Vm) -> Result<Plan, HypervisorError> {
+/// What the VM's generation is to be made of. `tenure`: that of this node's lease from before the state was looked at.
+pub(super) fn plan(shared: &Shared, state: &State, vm: &Vm, tenure: u64) -> Result<Plan, HypervisorError> {
     let (image, folder) = images::read(&shared.options.images, &vm.spec.image).map_err(HypervisorError::Permanent)?;
     let pool = state.ipam().pool(vm.spec.pool());
     let nic = vm.ip.zip(pool).map(|(address, pool)| Nic {
@@ -93,6 +97,7 @@ pub(super) fn plan(shared: &Shared, state: &State, vm: &Vm) -> Result<Plan, Hype
         pool: pool.id(),
         gateway: pool.gateway().map(|gateway| (gateway, pool.network().prefix())),
     });
+    let fence = vm.fenced.then(|| shared.lease.fence(tenure)).transpose();
     let machine = Machine {
         vm: vm.id.0,
         generation: vm.generation,
@@ -107,6 +112,7 @@ pub(super) fn plan(shared: &Shared, state: &State, vm: &Vm) -> Result<Plan, Hype
         run_dir: shared.records.run_dir(vm.id.0, vm.generation),
         run_as: shared.host.guest_ids(vm.id.0),
         cgroups: Vec::new(),
+        fence: fence.map_err(|error| HypervisorError::Permanent(error.to_string()))?,
     };
     Ok(Plan { machine, network, disk_bytes: vm.spec.disk_bytes })
 }
@@ -192,21 +198,56 @@ pub(super) enum Look {
 pub(super) async fn end_processes(shared: &Shared, vm: u64, known: Option<&Record>, look: Look) -> Result<(), String> {
     let mut found = shared.leftovers.processes_of(vm);
     found.extend(known.map(|record| Resource::process(vm, record)));
-    if look == Look::Everywhere {
-        let unrecorded = shared.hypervisor.orphans(&shared.records.of(vm), &[]).await.map_err(|e| e.to_string())?;
-        found.extend(unrecorded.iter().map(|(record, _)| Resource::process(vm, record)));
-    }
-    found.sort();
-    found.dedup();
-    let mut stays = None;
-    for process in found {
-        if !shared.leftovers.release(&process, &shared.host).await {
-            stays = Some(process);
-        }
+    let mut stays = end_all(shared, found).await;
+    // A fence is in no record: what its machine held is free when it is gone, too.
+    let fenced = || shared.records.read(vm).is_ok_and(|record| record.is_some_and(|r| r.machine.fence.is_some()));
+    if look == Look::Everywhere || fenced() {
+        stays = stays.or(end_unrecorded(shared, &shared.records.of(vm), &[]).await.map_err(|e| e.to_string())?);
     }
     let Some(process) = stays else { return Ok(()) };
     let why = shared.leftovers.list().into_iter().find(|(r, _)| *r == process).map(|(_, why)| why).unwrap_or_default();
     Err(format!("{process} can't be ended: {why}; it is tried again, and the vm can't be started before it is gone"))
+}
+
+/// Ends these processes; gives one that stays.
+async fn end_all(shared: &Shared, mut processes: Vec<Resource>) -> Option<Resource> {
+    processes.sort();
+    processes.dedup();
+    let mut stays = None;
+    for process in processes {
+        if !shared.leftovers.release(&process, &shared.host).await {
+            stays = Some(process);
+        }
+    }
+    stays
+}
+
+/// Ends the machines below a folder, fences among them, that are not known. It looks until it finds nothing more: a fence may have been
+/// about to start its machine. Gives one that stays.
+pub(super) async fn end_unrecorded(
+    shared: &Shared,
+    below: &Path,
+    known: &[PathBuf],
+) -> Result<Option<Resource>, HypervisorError> {
+    for _ in 0..LOOKS_MAX {
+        let found = shared.hypervisor.orphans(below, known).await?;
+        if found.is_empty() {
+            return Ok(None);
+        }
+        let of_vm = |run_dir: &Path| run_dir.parent().and_then(|p| p.file_name()?.to_str()?.parse().ok());
+        let processes = found.iter().map(|(record, run_dir)| {
+            tracing::warn!(pid = record.pid, run_dir = %run_dir.display(), "a process that no record names is ended");
+            // The folder is DATA/vms/ID/GENERATION.
+            Resource::process(of_vm(run_dir).unwrap_or(0), record)
+        });
+        if let Some(stays) = end_all(shared, processes.collect()).await {
+            return Ok(Some(stays));
+        }
+    }
+    Err(HypervisorError::Transient(format!(
+        "below {} more processes are started than can be ended: see what starts them",
+        below.display()
+    )))
 }
 
 pub(super) fn remove_record(shared: &Shared, vm: u64) {

@@ -1,14 +1,19 @@
-//! What touches the kernel of one host: processes, cgroups, networks, disks. Behind traits, so that tests can make each fail.
+//! What touches the kernel of one host: processes, cgroups, networks, disks, its clock. Behind traits, so that tests can make each fail.
 //!
 //! Everything here is idempotent: making what is there and removing what isn't are no errors.
 
 pub mod cgroups;
+pub mod clock;
 pub mod command;
+pub mod deadline;
 pub mod disks;
+pub mod fence;
 pub mod net;
 pub mod process;
 
 pub use cgroups::{Cgroups, HostCgroups, NoCgroups};
+pub use clock::{BootClock, HostClock};
+pub use deadline::DeadlineFolder;
 pub use disks::{Disks, NoDisks, QemuImg};
 pub use net::{Bridges, Net, Network, UserNet};
 pub use process::{HostProcesses, Processes};
@@ -39,6 +44,10 @@ pub struct HostParts {
     pub net: Arc<dyn Net>,
     /// Data disks.
     pub disks: Arc<dyn Disks>,
+    /// By which leases are counted.
+    pub clock: Arc<dyn BootClock>,
+    /// Where the deadline of fenced machines lies.
+    pub deadlines: DeadlineFolder,
     /// Guests run as this uid plus the VM's number; None: as we do.
     pub guest_uid_base: Option<u32>,
     /// What does not work here and why, in sentences.
@@ -56,11 +65,12 @@ impl HostParts {
     pub async fn detect(tag: &str) -> HostParts {
         let mut missing = Vec::new();
         let (disks, processes) = (Arc::new(QemuImg), Arc::new(HostProcesses));
+        let (clock, deadlines) = (Arc::new(HostClock), DeadlineFolder::of_host());
         if !rustix::process::geteuid().is_root() {
             missing
                 .push("not running as root: guests have no cgroups and no taps, and run as this very user".to_owned());
             let (cgroups, net) = (Arc::new(NoCgroups), Arc::new(UserNet));
-            return HostParts { processes, cgroups, net, disks, guest_uid_base: None, missing };
+            return HostParts { processes, cgroups, net, disks, clock, deadlines, guest_uid_base: None, missing };
         }
         let cgroups: Arc<dyn Cgroups> = match HostCgroups::detect(tag) {
             Ok(cgroups) => Arc::new(cgroups),
@@ -76,13 +86,15 @@ impl HostParts {
                 Arc::new(UserNet)
             }
         };
-        HostParts { processes, cgroups, net, disks, guest_uid_base: Some(GUEST_UID_BASE), missing }
+        let guest_uid_base = Some(GUEST_UID_BASE);
+        HostParts { processes, cgroups, net, disks, clock, deadlines, guest_uid_base, missing }
     }
 
     /// A host that gives nothing: for machines that are simulated, and so are their processes.
     pub fn none(processes: Arc<dyn Processes>) -> HostParts {
         let (cgroups, net, disks) = (Arc::new(NoCgroups), Arc::new(UserNet), Arc::new(NoDisks));
-        HostParts { processes, cgroups, net, disks, guest_uid_base: None, missing: Vec::new() }
+        let (clock, deadlines) = (Arc::new(HostClock), DeadlineFolder::Data);
+        HostParts { processes, cgroups, net, disks, clock, deadlines, guest_uid_base: None, missing: Vec::new() }
     }
 
     /// All uids that guests' processes may have; None: they have ours.

@@ -35,16 +35,33 @@ pub fn start_ticks(pid: u32) -> io::Result<Option<u64>> {
 }
 
 /// There is no such process (any more): the kernel says so in one of two ways.
-fn is_gone(error: &io::Error) -> bool {
+pub(super) fn is_gone(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(rustix::io::Errno::from_raw_os_error);
     matches!(errno, Some(rustix::io::Errno::NOENT | rustix::io::Errno::SRCH))
 }
 
+/// Field 4 of /proc/PID/stat: its parent. None for one that has ended.
+///
+/// # Errors
+/// It can't be read.
+pub fn parent(pid: u32) -> io::Result<Option<u32>> {
+    let stat = match std::fs::read(format!("/proc/{pid}/stat")) {
+        Err(error) if is_gone(&error) => return Ok(None),
+        other => other?,
+    };
+    let found = fields(&String::from_utf8_lossy(&stat)).and_then(|mut fields| fields.nth(1)?.parse().ok());
+    found.map(Some).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat can't be understood")))
+}
+
+/// The fields of a stat file from the third on.
+fn fields(stat: &str) -> Option<std::str::SplitWhitespace<'_>> {
+    // The name, in parentheses, may hold anything; what follows the last ')' is plain.
+    stat.rsplit_once(')').map(|(_, fields)| fields.split_whitespace())
+}
+
 /// The start time in the text of a stat file; Some(None): the process has ended, and only its parent has not looked yet.
 fn started(stat: &str) -> Option<Option<u64>> {
-    // The name, in parentheses, may hold anything; what follows the last ')' is plain. Field 3 comes first there.
-    let (_, fields) = stat.rsplit_once(')')?;
-    let mut fields = fields.split_whitespace();
+    let mut fields = fields(stat)?;
     let state = fields.next()?;
     if state == "Z" || state == "X" { Some(None) } else { fields.nth(18)?.parse().ok().map(Some) }
 }
@@ -168,5 +185,7 @@ mod tests {
         assert_eq!(started("7 (a) b) S 1 7 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 4321 0"), Some(Some(4321)));
         assert_eq!(started("7 (x) Z 1 7 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 4321 0"), Some(None));
         assert_eq!(started("7 (x) S 1"), None, "cut off");
+        assert_eq!(parent(own).unwrap(), Some(std::os::unix::process::parent_id()));
+        assert_eq!(parent(gone).unwrap(), None);
     }
 }

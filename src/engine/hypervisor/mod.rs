@@ -45,6 +45,18 @@ pub struct Machine {
     pub run_as: Option<(u32, u32)>,
     /// The cgroup folders that the process is to be put into, already made.
     pub cgroups: Vec<PathBuf>,
+    /// It may live only as long as its node has its lease; None: it stays whatever happens.
+    #[serde(default)]
+    pub fence: Option<Fence>,
+}
+
+/// What ends a machine when its node's lease is over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fence {
+    /// The file with the deadline (`engine/host/deadline.rs`).
+    pub deadline: PathBuf,
+    /// The tenure in which it was decided to start the machine.
+    pub tenure: u64,
 }
 
 /// A machine's network card.
@@ -90,6 +102,8 @@ pub enum Exit {
     PoweredOff,
     /// We killed it.
     Killed,
+    /// Its fence ended it: the node's lease was over.
+    Fenced,
     /// Anything else; the sentence says what is known and what to do.
     Crashed(String),
 }
@@ -106,6 +120,9 @@ pub enum HypervisorError {
     /// The process is gone.
     #[error("the machine is gone")]
     Gone,
+    /// It is to be fenced, and the node's lease was over before there was a process.
+    #[error("the lease of this node was over before the machine was started")]
+    NoLease,
 }
 
 /// What a hypervisor can do on this host; printed in `/nodes/NAME/status`.
@@ -150,11 +167,12 @@ pub trait Hypervisor: Send + Sync + 'static {
 
     /// Takes back a machine that a former life of this daemon started. `record` is None if that life ended between
     /// the spawn and the writing down: then the process is found by what is in `run_dir`.
-    /// `Err(Gone)`: there is no such process any more.
+    /// `Err(Gone)`: there is no such process any more. Whether its fence has ended it, is known then.
     async fn adopt(&self, machine: &Machine, record: Option<&Record>) -> Result<Arc<dyn Instance>, HypervisorError>;
 
-    /// Processes of this hypervisor that were started for machines below `vms_dir` and whose run folder is not in `known`:
-    /// (record, run folder).
+    /// Processes of this hypervisor, fences among them, that were started for machines below `vms_dir` and whose run folder is not in
+    /// `known`: (record, run folder). One that is being started may make another while this looks: whoever has ended those that
+    /// were found looks again.
     ///
     /// # Errors
     /// The host does not say what runs.

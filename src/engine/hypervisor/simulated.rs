@@ -3,10 +3,14 @@
 //! Everything is in the handle: an agent that is started anew with the same handle finds its machines again, as it would find
 //! processes. What is to go wrong is said beforehand, with [`Simulated::behave`].
 
-use super::{Capabilities, Console, Exit, Hypervisor, HypervisorError, Instance, Machine, Record, Running, Spawned};
-use crate::engine::host::{HostError, Processes};
+use super::{
+    Capabilities, Console, Exit, Fence, Hypervisor, HypervisorError, Instance, Machine, Record, Running, Spawned,
+};
+use crate::engine::host::deadline::{allows, note_fenced, open, read};
+use crate::engine::host::{BootClock, HostClock, HostError, Processes};
 use async_trait::async_trait;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -26,22 +30,29 @@ pub struct Behaviour {
     pub dying: Duration,
 }
 
-#[derive(Debug)]
 struct Shared {
     machines: BTreeMap<PathBuf, Arc<Simulation>>,
     behaviour: Behaviour,
     last_pid: u32,
     launches: u64,
+    clock: Arc<dyn BootClock>,
 }
 
 /// A hypervisor whose machines are simulated. A clone is the same one.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Simulated(Arc<Mutex<Shared>>);
+
+impl fmt::Debug for Simulated {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Simulated").field(&self.shared().machines.keys()).finish()
+    }
+}
 
 /// One simulated machine.
 #[derive(Debug)]
 struct Simulation {
     record: Record,
+    fence: Option<Fence>,
     behaviour: Behaviour,
     state: watch::Sender<(Option<Exit>, bool)>,
     launched: tokio::time::Instant,
@@ -54,9 +65,15 @@ impl Default for Simulated {
 }
 
 impl Simulated {
-    /// Machines that behave like this.
+    /// Machines that behave like this. Their fences have the host's clock.
     pub fn new(behaviour: Behaviour) -> Simulated {
-        Simulated(Arc::new(Mutex::new(Shared { machines: BTreeMap::new(), behaviour, last_pid: 0, launches: 0 })))
+        Simulated::with_clock(behaviour, Arc::new(HostClock))
+    }
+
+    /// Machines that behave like this, and whose fences have this clock.
+    pub fn with_clock(behaviour: Behaviour, clock: Arc<dyn BootClock>) -> Simulated {
+        let shared = Shared { machines: BTreeMap::new(), behaviour, last_pid: 0, launches: 0, clock };
+        Simulated(Arc::new(Mutex::new(shared)))
     }
 
     fn shared(&self) -> MutexGuard<'_, Shared> {
@@ -85,7 +102,42 @@ impl Simulated {
 
     /// The run folders of the machines that are there.
     pub fn machines(&self) -> Vec<PathBuf> {
+        self.fence_all();
         self.shared().machines.keys().cloned().collect()
+    }
+
+    /// What fences do. They are woken at their deadlines, and whoever looks for machines sees none whose deadline is past: those who
+    /// were to be woken may be gone with their runtime, as processes would not be.
+    fn fence_all(&self) {
+        let fenced = |(run_dir, m): (&PathBuf, &Arc<Simulation>)| m.fence.is_some().then(|| run_dir.clone());
+        let fenced: Vec<PathBuf> = self.shared().machines.iter().filter_map(fenced).collect();
+        fenced.iter().for_each(|run_dir| self.fence_if_over(run_dir));
+    }
+
+    fn fence_if_over(&self, run_dir: &Path) {
+        let (fence, clock) = {
+            let shared = self.shared();
+            (shared.machines.get(run_dir).and_then(|m| m.fence.clone()), shared.clock.clone())
+        };
+        let is_over = fence.is_some_and(|fence| !allows(&fence.deadline, fence.tenure, &*clock));
+        if is_over
+            && self.end(run_dir, Exit::Fenced)
+            && let Err(error) = note_fenced(run_dir)
+        {
+            tracing::warn!(run_dir = %run_dir.display(), %error, "that a machine was fenced can't be noted");
+        }
+    }
+
+    /// One machine's fence: returns when it has ended.
+    async fn fence(&self, run_dir: PathBuf, fence: Fence) {
+        let clock = self.shared().clock.clone();
+        while self.shared().machines.contains_key(&run_dir) {
+            let term = open(&fence.deadline).and_then(|file| read(&file));
+            match term {
+                Ok(term) if term.allows(fence.tenure, clock.now_ns()) => clock.sleep_until(term.ends_ns).await,
+                _ => self.fence_if_over(&run_dir),
+            }
+        }
     }
 
     /// How many launches have succeeded.
@@ -127,6 +179,9 @@ impl Hypervisor for Simulated {
     async fn launch(&self, machine: &Machine, spawned: Spawned<'_>) -> Result<Arc<dyn Instance>, HypervisorError> {
         let simulation = {
             let mut shared = self.shared();
+            if machine.fence.as_ref().is_some_and(|fence| !allows(&fence.deadline, fence.tenure, &*shared.clock)) {
+                return Err(HypervisorError::NoLease);
+            }
             shared.last_pid += 1;
             let record = Record {
                 pid: shared.last_pid,
@@ -135,6 +190,7 @@ impl Hypervisor for Simulated {
             };
             Arc::new(Simulation {
                 record,
+                fence: machine.fence.clone(),
                 behaviour: shared.behaviour,
                 state: watch::channel((None, false)).0,
                 launched: tokio::time::Instant::now(),
@@ -147,15 +203,21 @@ impl Hypervisor for Simulated {
             return Err(super::no_record(&error));
         }
         self.shared().launches += 1;
+        if let Some(fence) = machine.fence.clone() {
+            let (hypervisor, run_dir) = (self.clone(), machine.run_dir.clone());
+            tokio::spawn(async move { hypervisor.fence(run_dir, fence).await });
+        }
         Ok(Arc::new(Handle { simulation, run_dir: machine.run_dir.clone(), hypervisor: self.clone() }))
     }
 
     async fn adopt(&self, machine: &Machine, _record: Option<&Record>) -> Result<Arc<dyn Instance>, HypervisorError> {
+        self.fence_if_over(&machine.run_dir);
         let simulation = self.shared().machines.get(&machine.run_dir).cloned().ok_or(HypervisorError::Gone)?;
         Ok(Arc::new(Handle { simulation, run_dir: machine.run_dir.clone(), hypervisor: self.clone() }))
     }
 
     async fn orphans(&self, vms_dir: &Path, known: &[PathBuf]) -> Result<Vec<(Record, PathBuf)>, HypervisorError> {
+        self.fence_all();
         let shared = self.shared();
         let unknown = shared.machines.iter().filter(|(dir, _)| dir.starts_with(vms_dir) && !known.contains(dir));
         Ok(unknown.map(|(dir, m)| (m.record.clone(), dir.clone())).collect())

@@ -225,7 +225,7 @@ impl Command {
     pub fn since(&self) -> u8 {
         match self {
             Command::Node { verb, .. } => verb.since(),
-            Command::NodeSet { .. } => 5,
+            Command::NodeSet { .. } | Command::VmReport { report: VmReport::Fenced, .. } => 5,
             _ => super::ENTRY_FORMAT_MIN,
         }
     }
@@ -303,4 +303,6 @@ pub enum VmReport {
         /// What.
         sentence: String,
     },
+    /// Its fence has ended it, since the node could not renew its lease. Since format 5.
+    Fenced,
 }

@@ -197,6 +197,7 @@ impl fmt::Display for VmReport {
             VmReport::Failed { sentence, may_retry } => write!(f, "failed retry={may_retry} why={}", quote(sentence)),
             VmReport::PoweredOff => f.write_str("powered-off"),
             VmReport::Ended => f.write_str("ended"),
+            VmReport::Fenced => f.write_str("fenced"),
             VmReport::RetryDue => f.write_str("retry-due"),
             VmReport::Removed => f.write_str("removed"),
             VmReport::Trouble { sentence } => write!(f, "trouble why={}", quote(sentence)),

@@ -362,6 +362,9 @@ impl Vm {
             (VmReport::Failed { sentence, may_retry }, Actual::Starting | Actual::Running | Actual::Paused) => {
                 Ok(self.fail(sentence, *may_retry, now))
             }
+            (VmReport::Fenced, Actual::Stopping) => Ok(self.ended()),
+            // Whoever sets ha=restart has asked for this: it is no failure, and restart= is not asked.
+            (VmReport::Fenced, Actual::Starting | Actual::Running | Actual::Paused) => Ok(self.ended()),
             (VmReport::RetryDue, Actual::Failed) if self.retry_at_ms.is_some() => Ok(Change::Begin),
             (VmReport::Removed, Actual::Deleting) => Ok(Change::Remove),
             (VmReport::Removed, actual) => {

@@ -200,6 +200,7 @@ mod tests {
             run_dir: "/a,b/1".into(),
             run_as: None,
             cgroups: Vec::new(),
+            fence: None,
         };
         let line = arguments(&machine, Accelerator::Kvm).join(" ");
         assert!(line.contains("guest=/a,,b/1,debug-threads=on"), "{line}");

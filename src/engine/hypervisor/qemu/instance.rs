@@ -2,6 +2,7 @@
 
 use super::channel::Channel;
 use super::console::ConsoleLine;
+use super::fence::FenceProcess;
 use super::launch::complaint;
 use super::monitor::{Event, Monitor};
 use crate::engine::host::process::Process;
@@ -19,6 +20,17 @@ const POWER_OFF_WITHIN: Duration = Duration::from_secs(2);
 /// How long a process whose guest went off may take to end by itself; then it is killed.
 const QUITS_WITHIN: Duration = Duration::from_secs(10);
 
+/// A machine's processes and connections, as they were found.
+pub(super) struct Parts {
+    pub(super) record: Record,
+    pub(super) run_dir: PathBuf,
+    pub(super) process: Process,
+    pub(super) fence: Option<FenceProcess>,
+    pub(super) monitor: Monitor,
+    pub(super) console: ConsoleLine,
+    pub(super) channel: Channel,
+}
+
 /// A process, its three connections, and who watches for its end.
 #[derive(Debug)]
 pub(super) struct QemuInstance {
@@ -33,20 +45,14 @@ pub(super) struct QemuInstance {
 }
 
 impl QemuInstance {
-    pub(super) async fn new(
-        record: Record,
-        run_dir: PathBuf,
-        process: Process,
-        monitor: Monitor,
-        console: ConsoleLine,
-        channel: Channel,
-    ) -> Result<QemuInstance, HypervisorError> {
+    pub(super) async fn new(parts: Parts) -> Result<QemuInstance, HypervisorError> {
+        let Parts { record, run_dir, process, fence, monitor, console, channel } = parts;
         // Listening before asking: an end between the two is seen by one of them.
         let events = monitor.events();
         let found = stopped_for_good(&status(&monitor).await?);
         let (process, monitor, killed) = (Arc::new(process), Arc::new(monitor), Arc::new(AtomicBool::new(false)));
         let (ended, exit) = watch::channel(None);
-        let watching = watch_end(process.clone(), monitor.clone(), events, killed.clone(), run_dir);
+        let watching = watch_end(process.clone(), fence, monitor.clone(), events, killed.clone(), run_dir);
         let watcher = tokio::spawn(async move {
             let exit = match found {
                 Some(exit) => exit,
@@ -80,14 +86,30 @@ fn stopped_for_good(status: &str) -> Option<Exit> {
 /// Until the machine is no more. A guest that went off leaves its process to us.
 async fn watch_end(
     process: Arc<Process>,
+    fence: Option<FenceProcess>,
     monitor: Arc<Monitor>,
     mut events: broadcast::Receiver<Event>,
     killed: Arc<AtomicBool>,
     run_dir: PathBuf,
 ) -> Exit {
+    let unfenced = async {
+        match &fence {
+            Some(fence) => fence.ended().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(unfenced);
     loop {
         tokio::select! {
             () = process.ended() => break,
+            () = &mut unfenced => {
+                // The kernel has seen to that already, unless the process has told it not to.
+                if let Err(error) = process.kill() {
+                    tracing::error!(pid = process.pid(), %error, "its fence is gone, and it can't be killed");
+                }
+                process.ended().await;
+                break;
+            }
             event = events.recv() => match event {
                 Ok(Event::GuestShutdown) => return Exit::PoweredOff,
                 Ok(Event::GuestReset) => tracing::info!(run_dir = %run_dir.display(), "the guest has reset itself"),
@@ -104,6 +126,11 @@ async fn watch_end(
                 }
             },
         }
+    }
+    if let Some(fence) = &fence
+        && fence.has_ended_it().await
+    {
+        return Exit::Fenced;
     }
     if killed.load(Ordering::Relaxed) {
         Exit::Killed

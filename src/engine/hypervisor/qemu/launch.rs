@@ -2,17 +2,20 @@
 //!
 //! The three sockets are made here and handed down as descriptors: who connects is queued by the kernel from the first moment on, so
 //! nothing has to be waited for but the monitor's greeting. A shell opens the files to boot, then becomes `setsid`, `setpriv`
-//! and QEMU in turn: one process, one pid, and no descriptor that a process started at the same moment might inherit.
+//! and QEMU in turn: one process, one pid, and no descriptor that a process started at the same moment might inherit. With a fence
+//! (`fence.rs`) that shell is the fence's child.
 
 use super::arguments::{CHANNEL_FD, INITRD_FD, KERNEL_FD, arguments};
 use super::channel::Channel;
 use super::console::ConsoleLine;
-use super::instance::QemuInstance;
+use super::fence::{self, FenceProcess, Pipe};
+use super::instance::{Parts, QemuInstance};
 use super::monitor::Monitor;
 use super::{Accelerator, as_user, files, record_of};
 use crate::engine::host::command::package;
 use crate::engine::host::process::{Process, boot_id};
 use crate::engine::hypervisor::{HypervisorError, Instance, Machine, Record, Spawned, no_record};
+use std::ffi::OsString;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
@@ -25,15 +28,24 @@ use tokio::net::UnixStream;
 /// How much of what QEMU complained about goes into a sentence, in bytes.
 const COMPLAINT_BYTES_MAX: u64 = 400;
 
+/// What is run for a machine.
+pub(super) struct Programs<'p> {
+    /// QEMU's binary.
+    pub(super) qemu: &'p str,
+    /// A blixard, for fences.
+    pub(super) fence: Option<&'p Path>,
+}
+
 pub(super) async fn launch(
-    binary: &str,
+    programs: &Programs<'_>,
     accelerator: Accelerator,
     machine: &Machine,
     spawned: Spawned<'_>,
 ) -> Result<Arc<dyn Instance>, HypervisorError> {
     check_kernel(&machine.kernel)?;
     readable(&machine.initrd)?;
-    let mut command = command(binary, accelerator, machine)?;
+    let pipe = machine.fence.as_ref().map(|_| Pipe::make(&machine.run_dir)).transpose()?;
+    let mut command = command(programs, accelerator, machine, pipe.as_ref())?;
     let mut child =
         command.spawn().map_err(|e| HypervisorError::Transient(format!("no process could be started: {e}")))?;
     let pid = child.id();
@@ -47,30 +59,53 @@ pub(super) async fn launch(
             // It is our child, so its number is its own until we have looked.
             let ended = child.kill().and_then(|()| child.wait());
             ended.map_err(|e| HypervisorError::Transient(format!("process {pid} can't be ended: {e}")))?;
-            return Err(gone_or(error, binary, machine));
+            return Err(gone_or(error, programs.qemu, machine));
         }
     };
-    let attached = async {
+    // The fence, if there is one, comes first: while it is there it may make the other.
+    let mut processes = vec![process];
+    let launched = async {
+        let record = match pipe {
+            Some(pipe) => {
+                let first = processes.first().ok_or(HypervisorError::Gone)?;
+                let record = pipe.told(first).await?;
+                processes.push(open(&record)?);
+                record
+            }
+            None => record,
+        };
         spawned(&record).map_err(|error| no_record(&error))?;
-        for cgroup in &machine.cgroups {
-            let file = cgroup.join("cgroup.procs");
-            let joined = std::fs::write(&file, pid.to_string());
-            joined.map_err(|e| HypervisorError::Transient(format!("{}: {e}", file.display())))?;
+        if machine.fence.is_none() {
+            join_cgroups(machine, pid)?;
         }
+        let process = processes.last().ok_or(HypervisorError::Gone)?;
         tokio::select! {
             attached = attach(machine, &record) => attached,
             () = process.ended() => Err(HypervisorError::Gone),
         }
     };
-    match attached.await {
+    match launched.await {
         Err(error) => {
-            let killed = process.kill();
-            process.ended().await;
-            killed.map_err(|e| HypervisorError::Transient(format!("process {pid} can't be ended: {e}")))?;
-            Err(gone_or(error, binary, machine))
+            for process in processes {
+                let killed = process.kill();
+                process.ended().await;
+                let pid = process.pid();
+                killed.map_err(|e| HypervisorError::Transient(format!("process {pid} can't be ended: {e}")))?;
+            }
+            Err(gone_or(error, programs.qemu, machine))
         }
-        attached => attached,
+        launched => launched,
     }
+}
+
+/// A fence does so itself, before it starts the machine.
+fn join_cgroups(machine: &Machine, pid: u32) -> Result<(), HypervisorError> {
+    for cgroup in &machine.cgroups {
+        let file = cgroup.join("cgroup.procs");
+        let joined = std::fs::write(&file, pid.to_string());
+        joined.map_err(|e| HypervisorError::Transient(format!("{}: {e}", file.display())))?;
+    }
+    Ok(())
 }
 
 /// Of a process that was gone as soon as it was there: what it complained about.
@@ -84,6 +119,16 @@ pub(super) async fn attach(machine: &Machine, record: &Record) -> Result<Arc<dyn
         return Err(HypervisorError::Gone);
     }
     let process = open(record)?;
+    let fence = match machine.fence.is_some().then(|| FenceProcess::of(&process, &machine.run_dir)).transpose()? {
+        // Nothing would end it in time: it must not run.
+        Some(None) => {
+            tracing::warn!(pid = record.pid, "a machine that is to have a fence has none, and is ended");
+            process.kill().map_err(|e| HypervisorError::Transient(format!("process {}: {e}", record.pid)))?;
+            process.ended().await;
+            return Err(HypervisorError::Gone);
+        }
+        fence => fence.flatten(),
+    };
     let folder = folder(&machine.run_dir)?;
     let monitor = Monitor::connect(connect(&folder, files::MONITOR).await?).await?;
     let uuid = monitor.execute("query-uuid").await?;
@@ -92,12 +137,12 @@ pub(super) async fn attach(machine: &Machine, record: &Record) -> Result<Arc<dyn
     }
     let console = ConsoleLine::new(connect(&folder, files::CONSOLE).await?, machine.run_dir.join(files::CONSOLE_LOG));
     let channel = Channel::new(connect(&folder, files::CHANNEL).await?)?;
-    let instance =
-        QemuInstance::new(record.clone(), machine.run_dir.clone(), process, monitor, console, channel).await?;
-    Ok(Arc::new(instance))
+    let (record, run_dir) = (record.clone(), machine.run_dir.clone());
+    let parts = Parts { record, run_dir, process, fence, monitor, console, channel };
+    Ok(Arc::new(QemuInstance::new(parts).await?))
 }
 
-fn open(record: &Record) -> Result<Process, HypervisorError> {
+pub(super) fn open(record: &Record) -> Result<Process, HypervisorError> {
     match Process::open(record.pid, record.start_ticks) {
         Ok(Some(process)) => Ok(process),
         Ok(None) => Err(HypervisorError::Gone),
@@ -136,7 +181,13 @@ fn listen(folder: &OwnedFd, run_dir: &Path, file: &str) -> Result<Stdio, Hypervi
     Ok(Stdio::from(OwnedFd::from(listener)))
 }
 
-fn command(binary: &str, accelerator: Accelerator, machine: &Machine) -> Result<Command, HypervisorError> {
+/// The command of a machine, and of its fence, which has the same sockets until it has handed them on.
+fn command(
+    programs: &Programs<'_>,
+    accelerator: Accelerator,
+    machine: &Machine,
+    pipe: Option<&Pipe>,
+) -> Result<Command, HypervisorError> {
     let run_dir = &machine.run_dir;
     let folder = folder(run_dir)?;
     // The redirections follow the order of the descriptors in `arguments.rs`.
@@ -144,13 +195,27 @@ fn command(binary: &str, accelerator: Accelerator, machine: &Machine) -> Result<
         "kernel=$1 initrd=$2; shift 2; exec \"$@\" {KERNEL_FD}<\"$kernel\" {INITRD_FD}<\"$initrd\" {CHANNEL_FD}<&2 2>{}",
         files::ERRORS
     );
-    let mut command = Command::new("/bin/sh");
-    command.arg("-c").arg(script).arg("sh").arg(&machine.kernel).arg(&machine.initrd).arg("setsid");
+    let mut words: Vec<OsString> = ["/bin/sh", "-c", script.as_str(), "sh"].map(OsString::from).into();
+    words.extend([machine.kernel.clone().into(), machine.initrd.clone().into()]);
+    let fenced = machine.fence.is_some();
+    let mut user = if fenced { vec!["setpriv".to_owned()] } else { vec!["setsid".to_owned()] };
     if let Some((uid, gid)) = machine.run_as {
-        command.args(as_user((uid, gid), accelerator));
+        let as_user = as_user((uid, gid), accelerator);
+        user.extend(as_user.into_iter().skip(usize::from(fenced)));
         own(run_dir, uid, gid)?;
     }
-    command.arg(binary).args(arguments(machine, accelerator)).current_dir(run_dir);
+    words.extend(user.into_iter().map(OsString::from));
+    if fenced {
+        words.extend(fence::dies_with_it().map(OsString::from));
+    }
+    words.push(programs.qemu.into());
+    words.extend(arguments(machine, accelerator).into_iter().map(OsString::from));
+    if let Some(pipe) = pipe {
+        words = fence::around(programs.fence, machine, pipe, words)?;
+    }
+    let mut words = words.into_iter();
+    let mut command = Command::new(words.next().unwrap_or_default());
+    command.args(words).current_dir(run_dir);
     command.stdin(listen(&folder, run_dir, files::MONITOR)?);
     command.stdout(listen(&folder, run_dir, files::CONSOLE)?);
     command.stderr(listen(&folder, run_dir, files::CHANNEL)?);
@@ -211,7 +276,9 @@ fn explain(said: &str) -> HypervisorError {
             "the host has not enough memory: {said}; stop another VM or give it less memory"
         ));
     }
-    if has("No such file or directory") && (has("setpriv") || has("setsid") || has("exec")) || has("not found") {
+    let not_there = has("No such file or directory") && (has("setpriv") || has("setsid") || has("exec"));
+    // A shell that may not look everywhere says so rather than that it has found nothing.
+    if not_there || has("not found") || has("exec: ") && has("Permission denied") {
         return HypervisorError::Permanent(format!(
             "QEMU can't be run: {said}; apt-get install {}",
             package("qemu-system-x86_64")

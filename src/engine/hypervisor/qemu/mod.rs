@@ -1,7 +1,7 @@
 //! QEMU: one process a machine, in its own session, which outlives us.
 //!
 //! - `arguments.rs`: the command line
-//! - `launch.rs`: from a [`Machine`] to a process whose monitor answers
+//! - `launch.rs`: from a [`Machine`] to a process whose monitor answers; `fence.rs`: with a fence around it
 //! - `instance.rs`: a running one
 //! - `monitor.rs` (QMP), `console.rs`, `channel.rs`: its three sockets
 //! - `probe.rs`: what works on this host
@@ -9,12 +9,14 @@
 mod arguments;
 mod channel;
 mod console;
+mod fence;
 mod instance;
 mod launch;
 mod monitor;
 mod probe;
 
 use super::{Capabilities, Hypervisor, HypervisorError, Instance, Machine, Record, Spawned};
+use crate::engine::host::fence::is_fence;
 use crate::engine::host::process::{boot_id, start_ticks, working_below};
 use async_trait::async_trait;
 use std::path::{Path, PathBuf};
@@ -33,6 +35,8 @@ pub enum Accelerator {
 #[derive(Debug)]
 pub struct Qemu {
     binary: String,
+    /// The program whose `fence` is the parent of fenced machines.
+    fence: Option<PathBuf>,
     /// What the last probe found; TCG, which always works, before the first.
     accelerator: OnceLock<Accelerator>,
 }
@@ -40,7 +44,13 @@ pub struct Qemu {
 impl Qemu {
     /// QEMU by the name or path of its binary, as `qemu-system-x86_64`.
     pub fn new(binary: impl Into<String>) -> Qemu {
-        Qemu { binary: binary.into(), accelerator: OnceLock::new() }
+        Qemu { binary: binary.into(), fence: None, accelerator: OnceLock::new() }
+    }
+
+    /// With this program, a blixard, for fences; without one machines that are to be fenced can't be started.
+    #[must_use]
+    pub fn fenced_by(self, blixard: PathBuf) -> Qemu {
+        Qemu { fence: Some(blixard), ..self }
     }
 
     fn accelerator(&self) -> Accelerator {
@@ -103,7 +113,8 @@ impl Hypervisor for Qemu {
     }
 
     async fn launch(&self, machine: &Machine, spawned: Spawned<'_>) -> Result<Arc<dyn Instance>, HypervisorError> {
-        launch::launch(&self.binary, self.accelerator(), machine, spawned).await
+        let programs = launch::Programs { qemu: &self.binary, fence: self.fence.as_deref() };
+        launch::launch(&programs, self.accelerator(), machine, spawned).await
     }
 
     async fn adopt(&self, machine: &Machine, record: Option<&Record>) -> Result<Arc<dyn Instance>, HypervisorError> {
@@ -111,8 +122,14 @@ impl Hypervisor for Qemu {
             Some(record) => Some(record.clone()),
             None => unrecorded(&machine.run_dir)?,
         };
-        let Some(record) = found else { return Err(HypervisorError::Gone) };
-        launch::attach(machine, &record).await
+        let attached = match &found {
+            Some(record) => launch::attach(machine, record).await,
+            None => Err(HypervisorError::Gone),
+        };
+        if machine.fence.is_some() && attached.as_ref().is_err_and(|error| *error == HypervisorError::Gone) {
+            fence::await_end(&machine.run_dir).await?;
+        }
+        attached
     }
 
     async fn orphans(&self, vms_dir: &Path, known: &[PathBuf]) -> Result<Vec<(Record, PathBuf)>, HypervisorError> {
@@ -136,8 +153,26 @@ fn working_in(folder: &Path) -> Result<Vec<(u32, PathBuf)>, HypervisorError> {
     working_below(folder).map_err(|e| HypervisorError::Transient(format!("the processes in /proc can't be read: {e}")))
 }
 
+/// The processes that work in this folder, and whether each is a fence.
+fn working_at(run_dir: &Path) -> Result<Vec<(Record, bool)>, HypervisorError> {
+    let mut found = Vec::new();
+    for (pid, _) in working_in(run_dir.parent().unwrap_or(run_dir))?.into_iter().filter(|(_, folder)| folder == run_dir)
+    {
+        let Some(record) = record_of(pid)? else { continue };
+        let fence = is_fence(pid).map_err(|e| HypervisorError::Transient(format!("process {pid}: {e}")))?;
+        found.extend(fence.map(|fence| (record, fence)));
+    }
+    Ok(found)
+}
+
 /// The process that works in this folder: a machine whose start was cut off before its record was written.
 fn unrecorded(run_dir: &Path) -> Result<Option<Record>, HypervisorError> {
-    let found = working_in(run_dir.parent().unwrap_or(run_dir))?;
-    found.into_iter().find(|(_, folder)| folder == run_dir).map_or(Ok(None), |(pid, _)| record_of(pid))
+    let found = working_at(run_dir)?;
+    let machine = found.iter().find(|(_, fence)| !fence).map(|(record, _)| record.clone());
+    if machine.is_none() && !found.is_empty() {
+        return Err(HypervisorError::Transient(
+            "its fence is there, and the machine is not yet, or not any more".to_owned(),
+        ));
+    }
+    Ok(machine)
 }

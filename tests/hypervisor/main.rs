@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+#[path = "../images/mod.rs"]
 mod images;
 
 use blixard::engine::hypervisor::{
@@ -52,6 +53,7 @@ impl Bed {
             run_dir,
             run_as: rustix::process::geteuid().is_root().then_some((2_000_000_007, 2_000_000_007)),
             cgroups: Vec::new(),
+            fence: None,
         }
     }
 
@@ -134,8 +136,10 @@ async fn simulated_machines() {
 mod guest {
     use super::*;
 
+    mod fence;
+
     fn qemu() -> Qemu {
-        Qemu::new("qemu-system-x86_64")
+        Qemu::new("qemu-system-x86_64").fenced_by(env!("CARGO_BIN_EXE_blixard").into())
     }
 
     #[tokio::test]
