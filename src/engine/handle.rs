@@ -3,6 +3,7 @@
 use super::appender::Appender;
 use super::applier::Applier;
 use super::audit::{self, AuditLines, Trail};
+use super::backup::{BACKUPS_MAX, BackupReader};
 use super::divergence::Comparison;
 use super::failure::Failure;
 use super::log::{Committed, Health, Log, LogError};
@@ -19,7 +20,7 @@ use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 /// How the engine is set.
@@ -71,6 +72,8 @@ struct Shared {
     submissions: Mutex<Option<Arc<Submissions>>>,
     trail: Trail,
     options: Options,
+    /// A place for each backup that is being read.
+    backups: Arc<Semaphore>,
     failed: watch::Receiver<Option<Failure>>,
     /// None once closed.
     tasks: Mutex<Option<Tasks>>,
@@ -156,7 +159,8 @@ impl Engine {
         };
         let submissions = Mutex::new(Some(Arc::new(submissions)));
         let tasks = Mutex::new(Some(tasks));
-        let shared = Arc::new(Shared { view, log, clock, submissions, trail, options, failed, tasks });
+        let backups = Arc::new(Semaphore::new(BACKUPS_MAX));
+        let shared = Arc::new(Shared { view, log, clock, submissions, trail, options, backups, failed, tasks });
         let engine = Engine { shared };
         engine.begin(node, boot).await?;
         Ok(engine)
@@ -324,6 +328,19 @@ impl Engine {
             Ok(lines) => lines.map_err(|error| Refusal::fault(format!("invalid answer from the disk: {error}"))),
             Err(_elapsed) => Err(Refusal::again("busy: the audit trail is being written; try again")),
         }
+    }
+
+    /// Begins to read a backup of what [`Engine::state`] shows now.
+    ///
+    /// # Errors
+    /// EBUSY: as many are being read as can be at a time.
+    pub fn backup(&self) -> Result<BackupReader, Refusal> {
+        let place = self.shared.backups.clone().try_acquire_owned().map_err(|_none| {
+            Refusal::busy(format!(
+                "busy: {BACKUPS_MAX} backups are being read from this node, which is the most: try again"
+            ))
+        })?;
+        Ok(BackupReader::begin(self.state(), place))
     }
 
     /// Ends it: takes no more submissions, lets those that are in the queue come through, closes the log. Bounded in time.

@@ -3,16 +3,14 @@
 use super::place::{LINK, Parts, ROOT};
 use super::root::{FILES as ROOT_FILES, KINDS};
 use super::server::{At, Server};
-use super::table::{Content, File, Kind as ObjectKind};
+use super::table::{File, Kind as ObjectKind};
 use super::tree::{Caller, Creation, DirEntry, Kind, Place, Tree};
 use crate::engine::state::{Command, State};
 use crate::text::{Code, Refusal, attrs::shown, nearest};
 
 /// The directory entry kinds and numbers for a table's files.
 fn file_entry(file: &File, kind: u8, object: u64) -> (Place, Kind) {
-    let stream = matches!(file.content, Content::New(_) | Content::Stream(..));
-    let place = Parts::new(kind, file.number, object).pack();
-    (place, if stream { Kind::Stream } else { Kind::File })
+    (Parts::new(kind, file.number, object).pack(), file.kind())
 }
 
 impl Server {

@@ -128,7 +128,7 @@ pub(super) fn render(file: &File, asked: &Asked<'_>) -> Result<Bytes, Refusal> {
     match &file.content {
         Content::Text(text) | Content::Live(text) | Content::Owned(text) => text(asked).map(Bytes::from),
         Content::Ctl(verbs) => Ok(usage(verbs)),
-        Content::New(_) | Content::Stream(..) => Ok(Bytes::new()),
+        Content::New(_) | Content::Stream(..) | Content::Private(_) => Ok(Bytes::new()),
     }
 }
 

@@ -146,7 +146,7 @@ impl Server {
     /// The right that writing a file needs; None: nobody can.
     fn write_right(file: &File, in_object: bool) -> Option<Operation> {
         match &file.content {
-            Content::Text(_) | Content::Live(_) | Content::Owned(_) => None,
+            Content::Text(_) | Content::Live(_) | Content::Owned(_) | Content::Private(_) => None,
             Content::Ctl(_) if in_object => Some(Operation::Control),
             Content::Ctl(_) => Some(Operation::Administer),
             Content::New(maker) => Some(maker.right),
@@ -158,6 +158,17 @@ impl Server {
     fn may_write(&self, state: &State, who: &Caller, file: &File, place: Place) -> bool {
         let in_object = !matches!(Parts::of(place), Parts { kind: ROOT, .. } | Parts { object: 0, .. });
         Server::write_right(file, in_object).is_some_and(|right| state.may(&who.user, about(place), right))
+    }
+
+    /// May the caller read it? Who sees a file may, unless it is for admins.
+    fn may_read(state: &State, who: &Caller, file: &File, place: Place) -> bool {
+        !matches!(file.content, Content::Private(_)) || state.may(&who.user, about(place), Operation::Administer)
+    }
+
+    /// What the caller may do with a file.
+    fn mode(&self, state: &State, who: &Caller, file: &File, place: Place) -> u32 {
+        let read = if Server::may_read(state, who, file, place) { 0o444 } else { 0 };
+        read | if self.may_write(state, who, file, place) { 0o222 } else { 0 }
     }
 
     fn uid_of(state: &State, user: Option<&str>) -> u32 {
@@ -199,7 +210,7 @@ impl Server {
                 (touched(seen.unwrap_or(state.directory(kind.entity).members), base), None)
             }
             At::Own(kind, file) => {
-                let mode = if self.may_write(state, who, file, place) { 0o666 } else { 0o444 };
+                let mode = self.mode(state, who, file, place);
                 (touched(state.directory(kind.entity).objects, Stat { mode, ..base }), Some((file, 0)))
             }
             // Numbers are never used again, names are.
@@ -209,7 +220,7 @@ impl Server {
                 (Stat { kind: Kind::Link, mode: 0o777, size, nlink: 1, lasting: false, ..of(&object, base) }, None)
             }
             At::File(file, id, object) => {
-                let mode = if self.may_write(state, who, file, place) { 0o666 } else { 0o444 };
+                let mode = self.mode(state, who, file, place);
                 let stat = Stat { mode, ..base };
                 let dated = match &object {
                     Some(object) => of(object, stat),
@@ -224,7 +235,7 @@ impl Server {
     fn file_stat(&self, asked: &Asked<'_>, place: Place, file: &'static File, dated: Stat) -> Result<Stat, Refusal> {
         let finite = |text: &Bytes| (Kind::File, text.len() as u64);
         let ((kind, size), version) = match &file.content {
-            Content::New(_) | Content::Stream(..) => ((Kind::Stream, 0), dated.version),
+            Content::New(_) | Content::Stream(..) | Content::Private(_) => ((Kind::Stream, 0), dated.version),
             Content::Owned(_) if forward::is_elsewhere(asked) => ((Kind::Stream, 0), dated.version),
             Content::Text(_) | Content::Ctl(_) => (finite(&self.text_of(asked, place, file)?), dated.version),
             Content::Live(_) | Content::Owned(_) => {
@@ -281,9 +292,9 @@ impl Server {
             Content::Text(_) | Content::Live(_) | Content::Owned(_) => Arc::new(text()),
             Content::Ctl(verbs) => Arc::new(CtlHandle::new(text(), verbs)),
             Content::New(maker) => Arc::new(NewHandle::new(open.clone(), maker)),
-            Content::Stream(stream, _) => stream(asked, how)?,
+            Content::Stream(stream, _) | Content::Private(stream) => stream(asked, how)?,
         };
-        let stream = matches!(file.content, Content::New(_) | Content::Stream(..));
+        let stream = file.kind() == Kind::Stream;
         let commands = matches!(file.content, Content::New(_) | Content::Ctl(_));
         Ok(Opened { handle: Arc::new(Guarded { handle, open, place, how }), stream, commands })
     }
@@ -304,12 +315,29 @@ impl Server {
         check_seen(&self.state(), who, place)
     }
 
+    fn check_open(&self, state: &State, who: &Caller, file: &File, place: Place, how: OpenMode) -> Result<(), Refusal> {
+        if how.read && !Server::may_read(state, who, file, place) {
+            let sentence = format!(
+                "no permission to read '{}': it is for admins, and user '{}' is none (see /me)",
+                file.name, who.user
+            );
+            let refusal = Refusal::denied(sentence);
+            self.note_for(who, &refusal);
+            return Err(refusal);
+        }
+        if how.write { self.check_write(state, who, file, place) } else { Ok(()) }
+    }
+
     fn check_write(&self, state: &State, who: &Caller, file: &File, place: Place) -> Result<(), Refusal> {
         if self.may_write(state, who, file, place) {
             return Ok(());
         }
         let sentence = match &file.content {
-            Content::Text(_) | Content::Live(_) | Content::Owned(_) | Content::Stream(_, None) => {
+            Content::Text(_)
+            | Content::Live(_)
+            | Content::Owned(_)
+            | Content::Private(_)
+            | Content::Stream(_, None) => {
                 format!("no permission: '{}' is only read", file.name)
             }
             _ => format!("no permission to write '{}': user '{}' has no right to (see /me)", file.name, who.user),
@@ -434,15 +462,11 @@ impl Tree for Server {
         let state = self.state();
         match self.at(&state, who, place)? {
             At::Own(_, file) => {
-                if how.write {
-                    self.check_write(&state, who, file, place)?;
-                }
+                self.check_open(&state, who, file, place, how)?;
                 self.open_file(&self.asked(&state, who, 0), place, file, how)
             }
             At::File(file, object_id, _) => {
-                if how.write {
-                    self.check_write(&state, who, file, place)?;
-                }
+                self.check_open(&state, who, file, place, how)?;
                 self.open_file(&self.asked(&state, who, object_id), place, file, how)
             }
             At::Link(_) => Err(Refusal::invalid("invalid path: this is a link")),

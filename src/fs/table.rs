@@ -24,7 +24,7 @@ impl File {
     /// What it is to who opens it.
     pub(super) fn kind(&self) -> tree::Kind {
         match self.content {
-            Content::New(_) | Content::Stream(..) => tree::Kind::Stream,
+            Content::New(_) | Content::Stream(..) | Content::Private(_) => tree::Kind::Stream,
             Content::Text(_) | Content::Live(_) | Content::Owned(_) | Content::Ctl(_) => tree::Kind::File,
         }
     }
@@ -44,6 +44,8 @@ pub(super) enum Content {
     New(&'static Maker),
     /// Whatever blocks, answers, or never ends. The right that writing it needs, if it can be written.
     Stream(OpenStream, Option<Operation>),
+    /// A stream that admins read, and nobody writes.
+    Private(OpenStream),
 }
 
 /// Makes a text.

@@ -11,7 +11,7 @@ const WRITE: OpenMode = OpenMode { read: false, write: true, truncate: false, ap
 
 /// The file, and what these may do: the admin root, the operator ann, the viewer vic, whoever is unknown, and con, an operator
 /// who is confined to vms/1 (root's) and vms/4 (con's own); vms/3 is ann's.
-/// r: read; w: write; l: list or follow; d: delete; -: it is not there. The first line that fits counts.
+/// r: read; w: write; l: list or follow; d: delete; 0: nothing; -: it is not there. The first line that fits counts.
 const TABLE: &str = "
 /README             r   r   r   r   r
 /version            r   r   r   r   r
@@ -20,6 +20,7 @@ const TABLE: &str = "
 /me                 r   r   r   r   r
 /events             rw  rw  rw  rw  -
 /log                rw  rw  rw  rw  -
+/backup             r   0   0   0   -
 /status             r   r   r   r   -
 /clock              r   r   r   r   -
 /vms                l   l   l   l   l
@@ -121,9 +122,12 @@ async fn check_file(cluster: &Cluster, who: &Caller, path: &str, place: Place, c
     let opened = cluster.server.open(who, place, READ);
     if cell.contains('r') {
         read_all(&*opened.unwrap_or_else(|refusal| panic!("{said}: {refusal}")).handle).await.unwrap();
+    } else {
+        assert_eq!(opened.err().map(|refusal| refusal.code), expected('r'), "{said}");
     }
     let mode = cluster.server.stat(who, place).unwrap().mode;
-    assert_eq!(mode, if cell.contains('w') { 0o666 } else { 0o444 }, "{said}");
+    let bits = [('r', 0o444), ('w', 0o222)].map(|(letter, bits)| if cell.contains(letter) { bits } else { 0 });
+    assert_eq!(mode, bits[0] | bits[1], "{said}");
     assert_eq!(cluster.server.open(who, place, WRITE).err().map(|r| r.code), expected('w'), "{said}");
     assert_eq!(cluster.server.truncate(who, place, 0).err().map(|r| r.code), expected('w'), "{said}");
 }

@@ -180,6 +180,16 @@ impl HiqliteLog {
         start::secrets(&self.folder)
     }
 
+    /// Makes a new, empty log one that goes on from this snapshot: the next record has the number after it.
+    ///
+    /// # Errors
+    /// The store took it not, or not whole: it is of no use then.
+    pub async fn begin_with(&self, snapshot: Snapshot) -> Result<(), AppendError> {
+        let seq = rows::integer(snapshot.seq).map_err(|error| AppendError::NotDone(error.to_string()))?;
+        rows::write_all(&self.client, rows::number_from(seq)).await?;
+        snapshots::save(&self.client, snapshot).await
+    }
+
     fn damaged(&self, what: String) -> LogError {
         LogError::Damaged { path: self.path(), what, advice: ADVICE.to_owned() }
     }
