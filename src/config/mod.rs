@@ -61,6 +61,9 @@ pub struct Trace {
     pub json: bool,
 }
 
+/// Kept unless it is said: a node may be away for minutes while hundreds of commits a second go on, and needs no snapshot.
+const LOG_KEEP: u64 = 100_000;
+
 /// What is bounded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
@@ -70,6 +73,8 @@ pub struct Limits {
     pub cpus: Option<u32>,
     /// How far another node's stamp may be ahead of this machine's clock, in milliseconds.
     pub drift_max_ms: u64,
+    /// Entries of the stores' log that are kept for nodes that are away.
+    pub log_keep: u64,
 }
 
 /// The configuration of a node, checked.
@@ -187,7 +192,7 @@ impl Config {
             hypervisor: Hypervisor::Qemu,
             images: DEFAULT_IMAGES.into(),
             trace: Trace { level: "info".to_owned(), json: false },
-            limits: Limits { memory_bytes: None, cpus: None, drift_max_ms: DRIFT_MAX_MS },
+            limits: Limits { memory_bytes: None, cpus: None, drift_max_ms: DRIFT_MAX_MS, log_keep: LOG_KEEP },
             sources: BTreeMap::new(),
         }
     }

@@ -51,6 +51,8 @@ impl Default for Options {
 
 /// How long a node of a cluster may take at its start, once there is a leader, to come as far as the others are.
 const START_WITHIN: Duration = Duration::from_secs(60);
+/// How long nothing comes until it is looked whether the store still runs.
+const START_SILENCE: Duration = Duration::from_secs(2);
 /// The pause between two tries.
 const START_PAUSE: Duration = Duration::from_millis(200);
 /// How long closing waits for what has been submitted to be appended and applied.
@@ -173,6 +175,7 @@ impl Engine {
             let newest = tokio::select! {
                 reached = self.reach_at_start() => reached?,
                 why = self.failed() => return Err(self.unusable(why)),
+                why = self.silence_at_start() => return Err(self.unusable(Failure::Diverged(why))),
             };
             if let Some((seq, _)) = shared.log.last_mark().filter(|(seq, _)| *seq > newest) {
                 return Err(LogError::Failed(format!(
@@ -261,6 +264,23 @@ impl Engine {
                 advice: "it is made anew from the others".to_owned(),
             },
             other => LogError::Failed(other.to_string()),
+        }
+    }
+
+    /// While nothing comes, looks whether the store still runs: until it does not. What hiqlite installs from a snapshot it does not
+    /// announce, and a store that ends over it says nothing.
+    async fn silence_at_start(&self) -> String {
+        let mut changes = self.changes();
+        loop {
+            match tokio::time::timeout(START_SILENCE, changes.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_ended)) => std::future::pending().await,
+                Err(_silent) => {
+                    if let Some(why) = self.health().dead {
+                        return format!("the store can't go on: {why}");
+                    }
+                }
+            }
         }
     }
 

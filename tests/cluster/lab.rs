@@ -210,7 +210,10 @@ impl Node {
         let output = self.process.as_mut().unwrap().stdout.take().unwrap();
         let mut said = String::new();
         BufReader::new(output).read_line(&mut said).unwrap();
-        assert!(said.starts_with("ready"), "{} did not start; its trace:\n{}", NAMES[self.at], self.trace_text());
+        if !said.starts_with("ready") {
+            let ended = self.process.as_mut().unwrap().try_wait();
+            panic!("{} did not start ({said:?}, {ended:?}); its trace:\n{}", NAMES[self.at], self.trace_text());
+        }
     }
 
     /// What it says when it can't be started.

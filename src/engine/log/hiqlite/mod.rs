@@ -77,10 +77,15 @@ pub struct OpenOptions {
     pub disk_reserve_bytes: u64,
     /// After so many Raft entries hiqlite copies its database, on the writer's thread; a start replays no more than these.
     pub store_snapshot_every: u64,
+    /// Entries of the Raft log that are kept behind hiqlite's own snapshot: a follower that is no further behind than this needs no
+    /// snapshot, which is what kills followers in this version of hiqlite.
+    pub raft_log_keep: u64,
 }
 
 /// hiqlite's usual figure: a start then replays for a second or two at most.
 const STORE_SNAPSHOT_EVERY: u64 = 10_000;
+/// Some minutes of a busy cluster.
+const RAFT_LOG_KEEP: u64 = 100_000;
 
 impl Default for OpenOptions {
     fn default() -> Self {
@@ -90,6 +95,7 @@ impl Default for OpenOptions {
             alone: true,
             disk_reserve_bytes: DISK_RESERVE_BYTES,
             store_snapshot_every: STORE_SNAPSHOT_EVERY,
+            raft_log_keep: RAFT_LOG_KEEP,
         }
     }
 }
