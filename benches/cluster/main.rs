@@ -170,31 +170,43 @@ fn ends(plan: &Plan, lab: &Lab, tree: &mut Tree, etcd: &mut Etcd) {
     }
 }
 
-/// What both take while nothing happens.
+/// What one server takes, in KiB, by part.
+type Taken = Vec<(&'static str, u64)>;
+
+/// The parts of a node's data folder that grow.
+const PARTS: [(&str, &str); 3] = [("raft log", "log/logs"), ("database", "log/state_machine"), ("audit", "audit")];
+
+fn taken(tree: &Tree, etcd: &Etcd) -> Vec<(String, Taken)> {
+    let ours = (0..3).map(|at| {
+        let node = &tree.nodes[at];
+        let parts = PARTS.map(|(what, folder)| (what, rest::disk_kib(&node.data().join(folder))));
+        let entries = node.value("status", "seq").unwrap().parse().unwrap();
+        let all = [("memory", rest::rss_kib(node.pid())), ("disk", rest::disk_kib(node.data()))];
+        let taken = all.into_iter().chain(parts).chain([("entries", entries)]).collect();
+        (format!("blixard {}", NAMES[at]), taken)
+    });
+    let theirs = (0..3).map(|at| {
+        let taken = vec![("memory", rest::rss_kib(etcd.pid(at))), ("disk", rest::disk_kib(etcd.folder(at)))];
+        (format!("etcd {at}"), taken)
+    });
+    ours.chain(theirs).collect()
+}
+
+/// What both take while nothing happens. What grows in a minute is bounded: Raft's log by limits.log_keep, the database by the snapshot that is
+/// due every 20,000 entries and SQLite's own log, the audit trail by its days and bytes; renewals of leases are not in the latter.
 fn rest(plan: &Plan, tree: &Tree, etcd: &Etcd) {
     let seconds = plan.rest.as_secs_f64();
-    println!("\nat rest, over {seconds:.0} s: KiB now, and what that would be in a day");
-    let look = || -> Vec<[u64; 3]> {
-        let seq = |at: usize| tree.nodes[at].value("status", "seq").unwrap().parse().unwrap();
-        let ours =
-            (0..3).map(|at| [rest::rss_kib(tree.nodes[at].pid()), rest::disk_kib(tree.nodes[at].data()), seq(at)]);
-        let theirs = (0..3).map(|at| [rest::rss_kib(etcd.pid(at)), rest::disk_kib(etcd.folder(at)), 0]);
-        ours.chain(theirs).collect()
-    };
-    let before = look();
+    println!(
+        "\nat rest, over {seconds:.0} s: KiB (entries: their number) now, and by how much more in a day if it went on so"
+    );
+    let before = taken(tree, etcd);
     std::thread::sleep(plan.rest);
-    let after = look();
-    let a_day = |before: u64, after: u64| (after as f64 - before as f64) * 86_400.0 / seconds;
-    for (n, (before, after)) in before.iter().zip(&after).enumerate() {
-        let whose = if n < 3 { format!("blixard {}", NAMES[n]) } else { format!("etcd {}", n - 3) };
-        let entries = if n < 3 { format!(", {:.0} entries a day", a_day(before[2], after[2])) } else { String::new() };
-        println!(
-            "{whose:<16} memory {:>8} {:>+9.0} a day, disk {:>8} {:>+9.0} a day{entries}",
-            after[0],
-            a_day(before[0], after[0]),
-            after[1],
-            a_day(before[1], after[1])
-        );
+    for ((whose, before), (_, after)) in before.into_iter().zip(taken(tree, etcd)) {
+        let columns = before.iter().zip(&after).map(|((what, before), (_, after))| {
+            let a_day = (*after as f64 - *before as f64) * 86_400.0 / seconds;
+            format!("{what} {after} {a_day:+.0}")
+        });
+        println!("{whose:<14} {}", columns.collect::<Vec<_>>().join(", "));
     }
 }
 
