@@ -6,6 +6,7 @@
 //! - [`mount`]: `blixard mount`: another node's tree on a folder
 //! - [`cli`]: the verbs of the command line that talk to a running node
 //! - [`cluster`]: the beginning of a cluster, and how a machine joins one
+//! - [`restore`]: a new cluster from a backup
 //! - [`ca`]: the cluster's authority: certificates for users and nodes
 //! - [`config`]: configuration, typed; every mistake names key, value and what is allowed
 //! - [`fs`]: the tree: what a file is, what a directory is; served over FUSE and 9P
@@ -31,5 +32,6 @@ pub mod member;
 pub mod mount;
 pub mod ninep;
 pub mod peers;
+pub mod restore;
 pub mod serve;
 pub mod text;

@@ -6,6 +6,7 @@ use blixard::cluster;
 use blixard::config::{self, Config};
 use blixard::engine::host::fence;
 use blixard::mount;
+use blixard::restore;
 use blixard::serve;
 use blixard::text::Refusal;
 use clap::{Args, Parser, Subcommand};
@@ -43,6 +44,8 @@ enum Command {
     /// Begin a cluster, or let a machine into one
     #[command(subcommand)]
     Cluster(cluster::Verb),
+    /// Begin a new cluster from a backup, with this machine as its only node
+    Restore(restore::Arguments),
     /// Mount a node's tree on a folder, for you alone, until SIGINT or SIGTERM
     Mount {
         /// The node, as tls!alpha!5640 (else that of --at), and the folder
@@ -167,6 +170,10 @@ fn main() -> ExitCode {
                 cluster::init(&name, &data, &node, advertise.as_deref()).map_err(|error| error.to_string())
             });
             begun.and_then(|text| print(&text))
+        }
+        Command::Restore(arguments) => {
+            let restored = restore::run(&arguments, config::machine_name).map_err(|error| error.to_string());
+            restored.and_then(|text| print(&text))
         }
         Command::Mount { place } => mount_at(&line.at, &place),
         Command::CheckConfig(flags) => load(flags).and_then(|config| print(&config.print())),

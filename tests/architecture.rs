@@ -46,7 +46,11 @@ const ROOMS: &[Room] = &[
         may: &["config", "ca", "cluster", "member", "peers", "fs", "engine", "ninep", "ipam", "text", "clock"],
     },
     Room { path: "mount", may: &["fs::fuse", "fs::remote", "ninep", "text"] },
-    Room { path: "main", may: &["config", "ca", "cli", "cluster", "engine::host::fence", "mount", "serve", "text"] },
+    Room { path: "restore", may: &["ca", "cluster", "member", "peers", "engine", "text"] },
+    Room {
+        path: "main",
+        may: &["config", "ca", "cli", "cluster", "engine::host::fence", "mount", "restore", "serve", "text"],
+    },
     Room { path: "lib", may: &[""] },
 ];
 
@@ -54,7 +58,7 @@ const ROOMS: &[Room] = &[
 const KEPT: &[(&str, &[&str])] = &[
     ("hiqlite", &["engine::log::hiqlite"]),
     ("polyfuse", &["fs::fuse"]),
-    ("clap", &["ca", "cli", "cluster", "main", "serve"]),
+    ("clap", &["ca", "cli", "cluster", "main", "restore", "serve"]),
     ("reqwest", &["engine::log::hiqlite"]),
     ("rustls", &["ninep"]),
     ("rcgen", &["ca"]),

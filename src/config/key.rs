@@ -19,6 +19,8 @@ const LEASE_DRIFT_PERCENT: RangeInclusive<u32> = 1..=100;
 const LEASE_GRACE_MS: RangeInclusive<u64> = 1_000..=600_000;
 /// Clock drift in milliseconds: more than a minute would make times useless to people.
 const DRIFT_MS: RangeInclusive<u64> = 1..=60_000;
+/// Entries of the stores' log: fewer, and a node that is started again would need a snapshot; with more the disk is full of them.
+const LOG_KEEP: RangeInclusive<u64> = 1_000..=10_000_000;
 
 /// What a key takes in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -196,6 +198,15 @@ pub(super) const KEYS: &[Key] = &[
         set: |config, texts| one(&mut config.lease.grace_ms, texts, |text| within(text, LEASE_GRACE_MS)),
         get: |config| duration::print(config.lease.grace_ms),
     },
+    Key {
+        name: "limits.log_keep",
+        flag: None,
+        kind: Kind::Number,
+        many: false,
+        allowed: "a number from 1000 to 10000000",
+        set: |config, texts| one(&mut config.limits.log_keep, texts, log_keep),
+        get: |config| config.limits.log_keep.to_string(),
+    },
 ];
 
 impl Key {
@@ -341,6 +352,14 @@ fn cpus(text: &Text) -> Result<u32, String> {
     let number = text.text.parse().ok().filter(|n| CPUS.contains(n));
     number.ok_or_else(|| {
         format!("invalid number '{}': it is from {} to {}", text.text.escape_debug(), CPUS.start(), CPUS.end())
+    })
+}
+
+fn log_keep(text: &Text) -> Result<u64, String> {
+    let number = text.text.parse().ok().filter(|n| LOG_KEEP.contains(n));
+    number.ok_or_else(|| {
+        let (least, most) = (LOG_KEEP.start(), LOG_KEEP.end());
+        format!("invalid number '{}': it is from {least} to {most}", text.text.escape_debug())
     })
 }
 

@@ -65,6 +65,9 @@ pub struct Trace {
     pub json: bool,
 }
 
+/// Kept unless it is said: a node may be away for minutes while hundreds of commits a second go on, and needs no snapshot.
+const LOG_KEEP: u64 = 100_000;
+
 /// What is bounded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
@@ -74,6 +77,8 @@ pub struct Limits {
     pub cpus: Option<u32>,
     /// How far another node's stamp may be ahead of this machine's clock, in milliseconds.
     pub drift_max_ms: u64,
+    /// Entries of the stores' log that are kept for nodes that are away.
+    pub log_keep: u64,
 }
 
 /// How this node's lease is, and how those of the others are watched.
@@ -204,7 +209,7 @@ impl Config {
             hypervisor: Hypervisor::Qemu,
             images: DEFAULT_IMAGES.into(),
             trace: Trace { level: "info".to_owned(), json: false },
-            limits: Limits { memory_bytes: None, cpus: None, drift_max_ms: DRIFT_MAX_MS },
+            limits: Limits { memory_bytes: None, cpus: None, drift_max_ms: DRIFT_MAX_MS, log_keep: LOG_KEEP },
             lease: DEFAULT_LEASE,
             sources: BTreeMap::new(),
         }

@@ -46,7 +46,7 @@ fn defaults() {
     assert_eq!(config.listen, [Dial::Unix("/run/blixard/sock".into())]);
     assert_eq!(config.images, Path::new("/var/lib/blixard/images"));
     assert_eq!((config.hypervisor, config.trace.level.as_str(), config.trace.json), (Hypervisor::Qemu, "info", false));
-    assert_eq!(config.limits, Limits { memory_bytes: None, cpus: None, drift_max_ms: 500 });
+    assert_eq!(config.limits, Limits { memory_bytes: None, cpus: None, drift_max_ms: 500, log_keep: 100_000 });
     assert_eq!(config.lease, Lease { length_ms: 10_000, drift_percent: 20, grace_ms: 2_000 });
 }
 
@@ -55,7 +55,7 @@ fn all_keys_of_a_file() {
     let text = "name = 'beta'\ndata = '/d'\nmount = '/m'\nlisten = ['tcp!127.0.0.1!0', 'unix!/s']\n\
                 insecure_listen = 'tcp!*!564'\n\
                 hypervisor = 'simulated'\nimages = '/i'\n[trace]\nlevel = 'warn,blixard::fs=debug'\njson = true\n\
-                [limits]\nmemory = '8G'\ncpus = 4\ndrift = '1s'\n\
+                [limits]\nmemory = '8G'\ncpus = 4\ndrift = '1s'\nlog_keep = 5000\n\
                 [lease]\nlength = '5s'\ndrift = '2%'\ngrace = '1500ms'\n";
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("b.toml");
@@ -64,7 +64,8 @@ fn all_keys_of_a_file() {
     assert_eq!(config.name, "beta");
     assert_eq!(config.listen, [Dial::Tcp { host: "127.0.0.1".into(), port: 0 }, Dial::Unix("/s".into())]);
     assert_eq!(config.hypervisor, Hypervisor::Simulated);
-    assert_eq!(config.limits, Limits { memory_bytes: Some(8 << 30), cpus: Some(4), drift_max_ms: 1_000 });
+    let limits = Limits { memory_bytes: Some(8 << 30), cpus: Some(4), drift_max_ms: 1_000, log_keep: 5_000 };
+    assert_eq!(config.limits, limits);
     assert_eq!(config.lease, Lease { length_ms: 5_000, drift_percent: 2, grace_ms: 1_500 });
     assert!(config.trace.json);
     // Each key of the table was set by this file, and its place is known.
@@ -125,7 +126,7 @@ fn the_file_may_be_named_by_a_variable() {
 #[test]
 fn each_mistake_of_a_file() {
     let all = "name, data, mount, listen, insecure_listen, hypervisor, images, trace.level, trace.json, limits.memory, limits.cpus, \
-               limits.drift, lease.length, lease.drift, lease.grace";
+               limits.drift, limits.log_keep, lease.length, lease.drift, lease.grace";
     for (text, said) in [
         ("name = 5", "b.toml:1:8: name: invalid value: it is an integer, and this key takes a name, as \"alpha\""),
         ("\n\n  name = 'A'", "b.toml:3:10: name: invalid name 'A': a name begins with a letter a to z or a digit"),
@@ -180,6 +181,7 @@ fn each_mistake_of_a_file() {
             "limits.cpus = true",
             "b.toml:1:15: limits.cpus: invalid value: it is true or false, and this key takes a number",
         ),
+        ("limits.log_keep = 10", "b.toml:1:19: limits.log_keep: invalid number '10': it is from 1000 to 10000000"),
         ("limits.drift = '0s'", "b.toml:1:16: limits.drift: invalid duration '0s': it is from 1ms to 1m"),
         ("lease.length = '999ms'", "b.toml:1:16: lease.length: invalid duration '999ms': it is from 1s to 10m"),
         ("lease.drift = '0%'", "b.toml:1:15: lease.drift: invalid difference '0%': it is from 1% to 100%"),

@@ -3,6 +3,7 @@
 use super::appender::Appender;
 use super::applier::Applier;
 use super::audit::{self, AuditLines, Trail};
+use super::backup::{BACKUPS_MAX, BackupReader};
 use super::divergence::Comparison;
 use super::failure::Failure;
 use super::log::followed::Part;
@@ -20,7 +21,7 @@ use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 /// How the engine is set.
@@ -51,6 +52,8 @@ impl Default for Options {
 
 /// How long a node of a cluster may take at its start, once there is a leader, to come as far as the others are.
 const START_WITHIN: Duration = Duration::from_secs(60);
+/// How long nothing comes until it is looked whether the store still runs.
+const START_SILENCE: Duration = Duration::from_secs(2);
 /// The pause between two tries.
 const START_PAUSE: Duration = Duration::from_millis(200);
 /// How long closing waits for what has been submitted to be appended and applied.
@@ -72,6 +75,8 @@ struct Shared {
     submissions: Mutex<Option<Arc<Submissions>>>,
     trail: Trail,
     options: Options,
+    /// A place for each backup that is being read.
+    backups: Arc<Semaphore>,
     failed: watch::Receiver<Option<Failure>>,
     /// None once closed.
     tasks: Mutex<Option<Tasks>>,
@@ -157,7 +162,8 @@ impl Engine {
         };
         let submissions = Mutex::new(Some(Arc::new(submissions)));
         let tasks = Mutex::new(Some(tasks));
-        let shared = Arc::new(Shared { view, log, clock, submissions, trail, options, failed, tasks });
+        let backups = Arc::new(Semaphore::new(BACKUPS_MAX));
+        let shared = Arc::new(Shared { view, log, clock, submissions, trail, options, backups, failed, tasks });
         let engine = Engine { shared };
         engine.begin(node, boot).await?;
         Ok(engine)
@@ -170,6 +176,7 @@ impl Engine {
             let newest = tokio::select! {
                 reached = self.reach_at_start() => reached?,
                 why = self.failed() => return Err(self.unusable(why)),
+                why = self.silence_at_start() => return Err(self.unusable(Failure::Diverged(why))),
             };
             if let Some((seq, _)) = shared.log.last_mark().filter(|(seq, _)| *seq > newest) {
                 return Err(LogError::Failed(format!(
@@ -270,6 +277,23 @@ impl Engine {
         }
     }
 
+    /// While nothing comes, looks whether the store still runs: until it does not. What hiqlite installs from a snapshot it does not
+    /// announce, and a store that ends over it says nothing.
+    async fn silence_at_start(&self) -> String {
+        let mut changes = self.changes();
+        loop {
+            match tokio::time::timeout(START_SILENCE, changes.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_ended)) => std::future::pending().await,
+                Err(_silent) => {
+                    if let Some(why) = self.health().dead {
+                        return format!("the store can't go on: {why}");
+                    }
+                }
+            }
+        }
+    }
+
     /// Those who lead may be starting as well.
     async fn reach_at_start(&self) -> Result<u64, LogError> {
         let deadline = tokio::time::Instant::now() + START_WITHIN;
@@ -334,6 +358,19 @@ impl Engine {
             Ok(lines) => lines.map_err(|error| Refusal::fault(format!("invalid answer from the disk: {error}"))),
             Err(_elapsed) => Err(Refusal::again("busy: the audit trail is being written; try again")),
         }
+    }
+
+    /// Begins to read a backup of what [`Engine::state`] shows now.
+    ///
+    /// # Errors
+    /// EBUSY: as many are being read as can be at a time.
+    pub fn backup(&self) -> Result<BackupReader, Refusal> {
+        let place = self.shared.backups.clone().try_acquire_owned().map_err(|_none| {
+            Refusal::busy(format!(
+                "busy: {BACKUPS_MAX} backups are being read from this node, which is the most: try again"
+            ))
+        })?;
+        Ok(BackupReader::begin(self.state(), place))
     }
 
     /// Ends it: takes no more submissions, lets those that are in the queue come through, closes the log. Bounded in time.

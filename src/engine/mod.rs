@@ -4,6 +4,7 @@ pub mod agent;
 mod appender;
 mod applier;
 mod audit;
+pub mod backup;
 mod divergence;
 mod failure;
 mod folder;
@@ -19,9 +20,11 @@ mod submissions;
 mod view;
 
 pub use audit::AuditLines;
+pub use backup::BackupReader;
 pub use failure::Failure;
 pub use folder::{DataFolder, FolderError};
 pub use handle::{Engine, Options};
+pub use replica::first_snapshot;
 pub use view::Events;
 
 use crate::text::Refusal;

@@ -28,6 +28,14 @@ pub(super) fn claim(seq: u64, digest: &[u8; CHAIN_BYTES]) -> Claim {
     Claim { seq, digest: u64::from_be_bytes(first) }
 }
 
+/// The snapshot that a log begins with which goes on from this state and has none of its records, and the chain up to there: its own, as
+/// no other log has these records.
+pub fn first_snapshot(state: &State) -> (Snapshot, [u8; 32]) {
+    let chain: [u8; CHAIN_BYTES] = Sha256::digest(state.encode()).into();
+    let replica = Replica { state: Arc::new(state.clone()), seq: state.seq(), chain, digest: chain };
+    (replica.snapshot(), chain)
+}
+
 /// What one record did.
 #[derive(Debug)]
 pub(super) struct Step {

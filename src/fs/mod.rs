@@ -9,6 +9,7 @@
 //! - `confinement.rs`: what users see who are confined; `sessions.rs`: who is connected; `watch.rs`: who is not to be any more
 //! - `verbs.rs`: what is written to a ctl; `errors.rs`: `/err`
 
+mod backup;
 mod confinement;
 mod console;
 mod directories;

@@ -39,6 +39,12 @@ pub(super) static FILES: &[File] = &[
     },
     File { number: 8, name: "clock", content: Content::Live(clock), help: "the hybrid logical clock" },
     File { number: 9, name: "me", content: Content::Live(me), help: "who the server takes you for" },
+    File {
+        number: 10,
+        name: "backup",
+        content: Content::Private(super::backup::open, false),
+        help: "read it to get a consistent backup of the whole state",
+    },
 ];
 
 /// What is said of two or four.

@@ -5,6 +5,7 @@
 
 mod between;
 mod members;
+mod output;
 mod rejoin;
 mod worker;
 
@@ -25,8 +26,9 @@ use crate::ninep::identity::IdentityError;
 use crate::text::{Dial, Refusal, name, trace_level};
 use between::Between;
 use members::{Follower, Verdict};
+use output::Output;
 use std::future::Future;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use tokio::signal::unix::{SignalKind, signal};
@@ -122,11 +124,15 @@ pub fn serve(config: &Config, start: &Start) -> Result<(), ServeError> {
     raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|e| ServeError::Io("no runtime", e))?;
-    let served = runtime.block_on(run(config, start, set_trace_level));
+    let output = Output::take().map_err(|e| ServeError::Io("no standard output", e))?;
+    let served = runtime.block_on(run(config, start, set_trace_level, &output));
     // What still blocks by now, such as a rendering for a reader, must not keep the process.
     runtime.shutdown_background();
     match served {
-        Err(ServeError::StaleStore(why) | ServeError::Again(why)) => Err(start_anew(why)),
+        Err(ServeError::StaleStore(why) | ServeError::Again(why)) => {
+            output.give_back();
+            Err(start_anew(why))
+        }
         served => served,
     }
 }
@@ -178,7 +184,12 @@ fn filter(level: &str) -> Result<EnvFilter, Refusal> {
     EnvFilter::try_new(directives.join(",")).map_err(|e| Refusal::invalid(format!("invalid level: {e}")))
 }
 
-async fn run(config: &Config, start: &Start, set_trace_level: SetTraceLevel) -> Result<(), ServeError> {
+async fn run(
+    config: &Config,
+    start: &Start,
+    set_trace_level: SetTraceLevel,
+    output: &Output,
+) -> Result<(), ServeError> {
     let mut ends = Ends::listen()?;
     let data = DataFolder::open(&config.data)?;
     let supervisor = Supervisor::new();
@@ -226,6 +237,7 @@ async fn run(config: &Config, start: &Start, set_trace_level: SetTraceLevel) -> 
         store: store.as_ref(),
         supervisor: &supervisor,
         verdict: &verdict,
+        output,
     };
     let served = node.with_engine(&between, set_trace_level, &mut ends).await;
     supervisor.stop().await;
@@ -335,7 +347,8 @@ async fn open_engine(
     let others: Result<Vec<_>, ServeError> = member.peers.iter().map(|peer| Ok((peer.raft, at(peer.raft)?))).collect();
     let forward = Some(between.way());
     let store = StoreMember { raft, own: at(raft)?, others: others?, forward };
-    let log_options = OpenOptions { accept_loss, alone: member.peers.is_empty(), ..OpenOptions::default() };
+    let (alone, raft_log_keep) = (member.peers.is_empty(), config.limits.log_keep);
+    let log_options = OpenOptions { accept_loss, alone, raft_log_keep, ..OpenOptions::default() };
     let (log, committed) = HiqliteLog::open(&data.path().join("log"), &store, log_options).await?;
     let log = Arc::new(log);
     let clock = Arc::new(HybridClock::new(system_millis, config.limits.drift_max_ms));
@@ -380,6 +393,7 @@ struct Node<'n> {
     supervisor: &'n Supervisor,
     /// What the node has found out about itself, if it was that which ended it.
     verdict: &'n Arc<OnceLock<Verdict>>,
+    output: &'n Output,
 }
 
 impl Node<'_> {
@@ -501,7 +515,8 @@ impl Node<'_> {
         let how = fuse::Options { all_users: true, write_bytes_max: fuse::WRITE_BYTES_MAX };
         let local = Arc::new(fuse::Local(tree));
         let fuse = Fuse::mount(local, tokio::runtime::Handle::current(), &config.mount, how)?;
-        say_ready(config)?;
+        self.output.say(&format!("ready {}", config.mount.display()));
+        tracing::info!(mount = %config.mount.display(), data = %config.data.display(), "ready");
         Ok(Serving { agent, stop_sockets, fuse })
     }
 
@@ -584,18 +599,6 @@ fn start_sockets(supervisor: &Supervisor, server: ninep::Server) -> Result<Cance
         }
     })?;
     Ok(stop)
-}
-
-/// One line on stdout, for whoever started us and waits.
-fn say_ready(config: &Config) -> Result<(), ServeError> {
-    let mut stdout = std::io::stdout();
-    let line = format!("ready {}\n", config.mount.display());
-    // Nobody listening is no fault: the line is lost, and the node serves.
-    if let Err(error) = stdout.write_all(line.as_bytes()).and_then(|()| stdout.flush()) {
-        tracing::debug!(%error, "nobody reads the standard output");
-    }
-    tracing::info!(mount = %config.mount.display(), data = %config.data.display(), "ready");
-    Ok(())
 }
 
 /// What ends a node.

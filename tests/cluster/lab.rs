@@ -132,6 +132,8 @@ pub struct Node {
     pub at: usize,
     /// qemu, or simulated.
     pub hypervisor: &'static str,
+    /// What each start is told besides.
+    pub flags: Vec<String>,
     data: PathBuf,
     mount: PathBuf,
     trace: PathBuf,
@@ -147,6 +149,7 @@ impl Node {
         Node {
             at,
             hypervisor: "simulated",
+            flags: Vec::new(),
             data: folder.join("data"),
             mount: folder.join("n"),
             trace: folder.join("trace"),
@@ -184,7 +187,8 @@ impl Node {
         let images = crate::images::images();
         let mut command =
             self.command(&["serve", "--hypervisor", self.hypervisor, "--images", images.to_str().unwrap()]);
-        command.args(["--data", self.data.to_str().unwrap(), "--mount", self.mount.to_str().unwrap()]).args(arguments);
+        command.args(["--data", self.data.to_str().unwrap(), "--mount", self.mount.to_str().unwrap()]);
+        command.args(&self.flags).args(arguments);
         command
     }
 
@@ -206,7 +210,10 @@ impl Node {
         let output = self.process.as_mut().unwrap().stdout.take().unwrap();
         let mut said = String::new();
         BufReader::new(output).read_line(&mut said).unwrap();
-        assert!(said.starts_with("ready"), "{} did not start; its trace:\n{}", NAMES[self.at], self.trace_text());
+        if !said.starts_with("ready") {
+            let ended = self.process.as_mut().unwrap().try_wait();
+            panic!("{} did not start ({said:?}, {ended:?}); its trace:\n{}", NAMES[self.at], self.trace_text());
+        }
     }
 
     /// What it says when it can't be started.
@@ -248,7 +255,8 @@ impl Node {
         run("umount", &["-l", self.mount.to_str().unwrap()]);
         let (data, mount, trace, namespace) =
             (self.data.clone(), self.mount.clone(), self.trace.clone(), self.namespace.clone());
-        Node { at: self.at, hypervisor: self.hypervisor, data, mount, trace, namespace, process: None }
+        let (hypervisor, flags) = (self.hypervisor, self.flags.clone());
+        Node { at: self.at, hypervisor, flags, data, mount, trace, namespace, process: None }
     }
 
     pub fn signal(&self, signal: Signal) {

@@ -4,6 +4,7 @@
 #[path = "../images/mod.rs"]
 mod images;
 
+mod away;
 mod faults;
 mod formation;
 mod guest;

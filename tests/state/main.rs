@@ -9,6 +9,7 @@ mod moves;
 mod nodes;
 mod play;
 mod replay;
+mod restored;
 mod rights;
 mod steps;
 mod table;

@@ -1,6 +1,7 @@
 //! The tree alone, over a log in memory and a host that is made up: what holds for every file, and what for each kind of it.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+mod backup;
 mod conformance;
 mod directories;
 mod harness;

@@ -20,6 +20,7 @@ const TABLE: &str = "
 /me                 r   r   r   r   r
 /events             rw  rw  rw  rw  -
 /log                rw  rw  rw  rw  -
+/backup             r   0   0   0   -
 /status             r   r   r   r   -
 /clock              r   r   r   r   -
 /vms                l   l   l   l   l

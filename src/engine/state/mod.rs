@@ -10,6 +10,7 @@
 //! - `membership.rs`: who belongs to the cluster, who votes, leases
 //! - `node.rs`, `image.rs`, `user.rs`: the other entities (pools are in the room `ipam`); `access.rs`: what narrows a user
 //! - `event.rs`, `history.rs`, `directory.rs`: what happened, to what, and when last; `keys.rs`: `id=KEY`
+//! - `restored.rs`: a state out of a backup as the beginning of a new cluster
 //! - `encoding.rs`: entries and states as bytes; `check.rs`: every invariant in one function
 
 pub mod access;
@@ -29,6 +30,7 @@ pub mod membership;
 mod moves;
 pub mod node;
 mod placement;
+pub mod restored;
 pub mod spec;
 pub mod user;
 pub mod vm;

@@ -77,10 +77,15 @@ pub struct OpenOptions {
     pub disk_reserve_bytes: u64,
     /// After so many Raft entries hiqlite copies its database, on the writer's thread; a start replays no more than these.
     pub store_snapshot_every: u64,
+    /// Entries of the Raft log that are kept behind hiqlite's own snapshot: a follower that is no further behind than this needs no
+    /// snapshot, which is what kills followers in this version of hiqlite.
+    pub raft_log_keep: u64,
 }
 
 /// hiqlite's usual figure: a start then replays for a second or two at most.
 const STORE_SNAPSHOT_EVERY: u64 = 10_000;
+/// Some minutes of a busy cluster.
+const RAFT_LOG_KEEP: u64 = 100_000;
 
 impl Default for OpenOptions {
     fn default() -> Self {
@@ -90,6 +95,7 @@ impl Default for OpenOptions {
             alone: true,
             disk_reserve_bytes: DISK_RESERVE_BYTES,
             store_snapshot_every: STORE_SNAPSHOT_EVERY,
+            raft_log_keep: RAFT_LOG_KEEP,
         }
     }
 }
@@ -178,6 +184,16 @@ impl HiqliteLog {
     /// The file can't be read.
     pub fn secrets(&self) -> Result<(String, String), LogError> {
         start::secrets(&self.folder)
+    }
+
+    /// Makes a new, empty log one that goes on from this snapshot: the next record has the number after it.
+    ///
+    /// # Errors
+    /// The store took it not, or not whole: it is of no use then.
+    pub async fn begin_with(&self, snapshot: Snapshot) -> Result<(), AppendError> {
+        let seq = rows::integer(snapshot.seq).map_err(|error| AppendError::NotDone(error.to_string()))?;
+        rows::write_all(&self.client, rows::number_from(seq)).await?;
+        snapshots::save(&self.client, snapshot).await
     }
 
     fn damaged(&self, what: String) -> LogError {

@@ -11,9 +11,6 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// The size of a file of the write-ahead log in bytes. An entry must fit into one: eight of our largest appends do.
 pub(super) const WAL_FILE_BYTES: u32 = 16 * 1024 * 1024;
-/// Entries of the Raft log that are kept behind hiqlite's own snapshot: a follower that is no further behind than this needs no
-/// snapshot, which is what kills followers in this version of hiqlite.
-const RAFT_LOG_KEEP: u64 = 100_000;
 /// Heartbeat and election, in milliseconds: a dead leader is replaced in 1.2–2.2 s instead of hiqlite's 10–15 s.
 const HEARTBEAT_MS: u64 = 100;
 pub(super) const ELECTION_MS: (u64, u64) = (300, 600);
@@ -95,8 +92,9 @@ fn panic_message(error: tokio::task::JoinError) -> String {
 }
 
 fn config(folder: &Path, member: &super::Member, options: &super::OpenOptions) -> Result<NodeConfig, LogError> {
-    let mut raft = NodeConfig::default_raft_config(options.store_snapshot_every);
-    raft.max_in_snapshot_log_to_keep = RAFT_LOG_KEEP;
+    // What is cut is cut behind a snapshot: with longer pauses more would be kept than was said.
+    let mut raft = NodeConfig::default_raft_config(options.store_snapshot_every.min(options.raft_log_keep));
+    raft.max_in_snapshot_log_to_keep = options.raft_log_keep;
     raft.heartbeat_interval = HEARTBEAT_MS;
     (raft.election_timeout_min, raft.election_timeout_max) = ELECTION_MS;
     let (secret_raft, secret_api) = secrets(folder)?;
