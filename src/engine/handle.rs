@@ -115,13 +115,8 @@ impl Engine {
         let (mut recorder, trail, scribe) = audit::open(options.audit.as_deref())
             .map_err(|error| LogError::Failed(format!("the audit trail can't be opened: {error}")))?;
         let (failing, failed) = watch::channel(None);
-        // A thread of its own: it lasts as long as the engine, and the runtime's pool is for what ends.
-        let (told, written) = tokio::sync::oneshot::channel();
-        std::thread::Builder::new()
-            .name("audit".to_owned())
-            .spawn(move || told.send(scribe.run()))
-            .map_err(|error| LogError::Failed(format!("the audit trail has no thread: {error}")))?;
-        let writing = async { written.await.map_err(|_panicked| "its thread has panicked".to_owned())? };
+        let writing =
+            scribe.start().map_err(|error| LogError::Failed(format!("the audit trail has no thread: {error}")))?;
         let scribe = supervise("audit trail", writing, failing.clone());
         let (replica, view) = recover(&*log, &recorder).await?;
         // In a cluster the log may reach further than this node knows yet.

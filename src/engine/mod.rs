@@ -4,6 +4,7 @@ pub mod agent;
 mod appender;
 mod applier;
 mod audit;
+mod blocking;
 mod divergence;
 mod failure;
 mod folder;
