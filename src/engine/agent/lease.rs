@@ -7,6 +7,7 @@
 use crate::engine::Engine;
 use crate::engine::log::Role;
 use crate::engine::state::{By, Command, Lease, NodeId, State};
+use crate::mutants::{Mutant, planted};
 use crate::text::Code;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -85,7 +86,8 @@ impl Seen {
                 continue;
             }
             let length = Duration::from_millis(length_ms);
-            let end = seen.1 + length + length / DRIFT_PART + GRACE;
+            let more = if planted(Mutant::LeaseHasty) { Duration::ZERO } else { length / DRIFT_PART + GRACE };
+            let end = seen.1 + length + more;
             if end <= now {
                 over.push((node.id, counter));
             } else {

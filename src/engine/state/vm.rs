@@ -30,6 +30,7 @@ use super::event::{EVENT_SENTENCE_BYTES_MAX, Event, Subject, What, bounded};
 use super::words::words;
 use super::{Ha, History, NodeId, Promised, Restart, VmId, VmReport, VmSpec};
 use crate::clock::HybridTime;
+use crate::mutants::{Mutant, planted};
 use crate::text::Refusal;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
@@ -420,6 +421,9 @@ impl Vm {
 
     /// It holds no memory and no CPUs of a node any more.
     fn give_back(&mut self) {
+        if planted(Mutant::PromiseKept) {
+            return;
+        }
         (self.promised_bytes, self.promised_cpus) = (0, 0);
     }
 
