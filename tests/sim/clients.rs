@@ -20,8 +20,6 @@ pub struct Worker {
     pub tree: Client,
     /// The newest version of each register that it has seen.
     pub seen: BTreeMap<u64, u64>,
-    /// A command that it was told nothing certain of, to be written again with its key: token, path and text.
-    pub again: Option<(u64, &'static str, String)>,
 }
 
 /// What the answer to a write says of it.
@@ -147,16 +145,18 @@ impl Worker {
         self.world.history().submit(token, format!("vms/new {text}"), keyed);
         let answer = self.tree.ask("vms/new", &text).await.map(drop);
         let told = told(&answer, Told::Done);
-        self.world.history().told(token, told);
-        if keyed && told == Told::Unknown {
-            self.again = Some((token, "vms/new", text));
+        let mut history = self.world.history();
+        history.told(token, told);
+        if keyed && told != Told::Refused {
+            history.again.push((token, text));
         }
     }
 
-    /// What nothing certain is known of is written once more, with the same key.
+    /// What has a key is written once more, by whoever comes along, on whatever node: so it is done once, if it was not.
     async fn write_again(&mut self) {
-        let Some((token, path, text)) = self.again.take() else { return };
-        let answer = self.tree.ask(path, &text).await.map(drop);
+        let last = self.world.history().again.pop();
+        let Some((token, text)) = last else { return };
+        let answer = self.tree.ask("vms/new", &text).await.map(drop);
         let told = told(&answer, Told::Done);
         // That it is not done now says nothing of the first time.
         self.world.history().told(token, if told == Told::Refused { Told::Unknown } else { told });

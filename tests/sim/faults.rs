@@ -64,6 +64,7 @@ const KINDS: &[Kind] = &[
 #[derive(Debug)]
 enum Relief {
     Network,
+    Away(usize),
     Mood(usize),
 }
 
@@ -96,6 +97,7 @@ impl Faults {
         while let Some(entry) = self.reliefs.first_entry().filter(|entry| entry.key().0 <= now) {
             match entry.remove() {
                 Relief::Network => simulation.world.raft().network.heal(),
+                Relief::Away(node) => simulation.world.raft().network.come_back(node),
                 Relief::Mood(host) => simulation.world.machines().set_mood(host, Mood::default()),
             }
         }
@@ -126,17 +128,15 @@ impl Faults {
         let world = simulation.world.clone();
         let (how, node, lasts) = {
             let mut random = world.random();
-            (random.below(3), random.index(world.nodes), random.between(17_000, 25_000))
+            (random.below(3), random.index(world.nodes), random.between(19_000, 26_000))
         };
         world.fault(format_args!("node {} is away for {lasts} ms, in way {how}", node + 1));
         match how {
             0 => simulation.kill(node, lasts),
             1 => simulation.stop(node, lasts),
             _ => {
-                let mut raft = world.raft();
-                (0..world.nodes).filter(|other| *other != node).for_each(|other| raft.network.cut_both(node, other));
-                drop(raft);
-                self.relieve(world.now() + lasts, Relief::Network);
+                world.raft().network.leave(node);
+                self.relieve(world.now() + lasts, Relief::Away(node));
             }
         }
     }
@@ -162,7 +162,7 @@ impl Faults {
             Kind::Mood => {
                 let mood = {
                     let mut random = world.random();
-                    let mut part = || if random.percent(50) { random.below(25) } else { 0 };
+                    let mut part = || if random.percent(50) { random.below(40) } else { 0 };
                     Mood { fails: part(), says_failed: part(), hangs: part() / 3, lies: part(), slow: part() }
                 };
                 world.machines().set_mood(node, mood);

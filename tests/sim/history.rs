@@ -34,6 +34,8 @@ pub struct History {
     begun: BTreeMap<u64, (u64, u64)>,
     commands: BTreeMap<u64, Submitted>,
     last_token: u64,
+    /// Commands with keys: each token and line of `vms/new`.
+    pub again: Vec<(u64, String)>,
     /// Writes that were answered.
     pub answered: u64,
     pub reads: u64,

@@ -381,12 +381,24 @@ impl Instance for Handle {
 
     async fn exited(&self) -> Exit {
         let mut is = self.simulation.is.subscribe();
-        let told = is.wait_for(|is| is.exit.is_some()).await.ok().and_then(|is| is.exit.clone());
-        told.unwrap_or(Exit::Killed)
+        let told = async {
+            let told = is.wait_for(|is| is.exit.is_some()).await.ok().and_then(|is| is.exit.clone());
+            Ok(told.unwrap_or(Exit::Killed))
+        };
+        let lie = Exit::Crashed("it says so; start it".to_owned());
+        match self.host.call("watching", Some(lie), told).await {
+            Ok(exit) => exit,
+            // Who watches has no other word for what it can't see.
+            Err(_) => Exit::Killed,
+        }
     }
 
     async fn discard(&self) {
-        let _ = Processes::end(&self.host, self.simulation.record.pid, 0, "").await;
+        let end = async {
+            let _ = Processes::end(&self.host, self.simulation.record.pid, 0, "").await;
+            Ok(())
+        };
+        let _ = self.host.call("discarding", Some(()), end).await;
     }
 
     async fn guest_ready(&self) -> Result<(), HypervisorError> {

@@ -8,6 +8,8 @@ use std::collections::BTreeSet;
 pub struct Network {
     /// Nothing passes from the first to the second.
     cut: BTreeSet<(usize, usize)>,
+    /// Nothing passes from or to these.
+    away: BTreeSet<usize>,
     /// So many of a hundred messages are lost.
     pub loss: u64,
     /// The longest delay of a message, in milliseconds.
@@ -16,7 +18,8 @@ pub struct Network {
 
 impl Network {
     pub fn open(&self, from: usize, to: usize) -> bool {
-        from == to || !self.cut.contains(&(from, to))
+        let away = self.away.contains(&from) || self.away.contains(&to);
+        from == to || !(away || self.cut.contains(&(from, to)))
     }
 
     /// Connections need both directions.
@@ -33,8 +36,17 @@ impl Network {
         self.cut(other, one);
     }
 
+    /// All is well, but for those that are away.
     pub fn heal(&mut self) {
-        *self = Network { delay_most_ms: 8, ..Network::default() };
+        *self = Network { delay_most_ms: 8, away: std::mem::take(&mut self.away), ..Network::default() };
+    }
+
+    pub fn leave(&mut self, node: usize) {
+        self.away.insert(node);
+    }
+
+    pub fn come_back(&mut self, node: usize) {
+        self.away.remove(&node);
     }
 
     /// When a message arrives, in milliseconds from now; None: it is lost.

@@ -219,7 +219,7 @@ async fn live(
     let workers = world.random().between(1, 3);
     for _ in 0..workers {
         let tree = Client::new(server.clone());
-        let worker = Worker { world: world.clone(), node: index, tree, seen: BTreeMap::new(), again: None };
+        let worker = Worker { world: world.clone(), node: index, tree, seen: BTreeMap::new() };
         tokio::spawn(worker.work());
     }
     let why = tokio::select! {

@@ -6,6 +6,7 @@ use crate::node::{End, Node, name_of};
 use crate::world::World;
 use blixard::engine::state::{Actual, By, Command, ENTRY_FORMAT, NodeRole, Reply, VmSpec};
 use std::collections::BTreeSet;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -86,11 +87,11 @@ impl Simulation {
         let now = self.world.now();
         let node = &mut self.nodes[index];
         if let Some(end) = node.ended() {
-            let stale = match &end {
-                End::Stale(_) => true,
-                End::Again(_) => false,
+            let (stale, why) = match &end {
+                End::Stale(why) => (true, why),
+                End::Again(why) => (false, why),
             };
-            self.world.note(format_args!("node {} has ended: {end:?}", index + 1));
+            self.world.note(format_args!("node {} has ended, its store is stale: {stale}: {why}", index + 1));
             node.crash();
             if stale {
                 self.world.raft().forget(index);
@@ -106,11 +107,9 @@ impl Simulation {
 
     pub fn kill(&mut self, index: usize, away_ms: u64) {
         let node = &mut self.nodes[index];
-        if !node.is_up() {
-            return;
-        }
         node.crash();
-        node.begins_at = Some(self.world.now() + away_ms);
+        let again_at = self.world.now() + away_ms;
+        node.begins_at = Some(node.begins_at.unwrap_or(0).max(again_at));
     }
 
     pub fn kill_midway(&mut self, index: usize, away_ms: u64) {
@@ -206,6 +205,9 @@ impl Simulation {
     /// Nothing is wrong any more, and nobody works.
     fn heal(&mut self) {
         self.world.busy.store(false, Ordering::Relaxed);
+        for index in 0..self.world.nodes {
+            self.world.raft().network.come_back(index);
+        }
         self.world.raft().network.heal();
         self.world.machines().heal();
         let now = self.world.now();
@@ -289,8 +291,10 @@ impl Simulation {
 pub fn run(seed: u64, folder: &Path, printed: bool) -> Report {
     let nodes = [3, 3, 3, 5, 5, 7][(seed % 6) as usize];
     let world = World::new(seed, nodes, printed);
-    if let Err(failed) = work(&world, folder) {
-        world.violation(failed.to_string());
+    // What panics outside the nodes has been noted by the hook.
+    match std::panic::catch_unwind(AssertUnwindSafe(|| work(&world, folder))) {
+        Ok(Err(failed)) => world.violation(failed.to_string()),
+        Ok(Ok(())) | Err(_) => {}
     }
     for panic in PANICS.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
         world.violation(panic);
