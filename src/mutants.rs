@@ -41,6 +41,7 @@ mutants! {
     Successor "successor" "a machine is given up before its process has gone"
     KeyForgotten "key-forgotten" "a command with a key is done as often as it is written"
     VersionUnchecked "version-unchecked" "version= is taken for a wish"
+    StayMoved "stay-moved" "of a lost node all VMs are begun elsewhere, whether it is sure to have ended them or not"
     PromiseKept "promise-kept" "memory stays promised to what does not run"
 }
 

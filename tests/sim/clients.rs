@@ -2,6 +2,7 @@
 
 use crate::history::Told;
 use crate::linear::Act;
+use crate::node::name_of;
 use crate::tree::Client;
 use crate::world::World;
 use blixard::text::{Code, Refusal, duration};
@@ -48,7 +49,8 @@ impl Worker {
                 52..60 => self.read_register(false).await,
                 60..70 => self.new_machine().await,
                 70..74 => self.write_again().await,
-                74..98 => self.tell_machine().await,
+                74..95 => self.tell_machine().await,
+                95..98 => self.tell_node().await,
                 _ => drop(self.tree.read("vms/list").await),
             }
         }
@@ -135,13 +137,14 @@ impl Worker {
             return;
         }
         let token = self.world.history().token();
-        let (keyed, restart) = {
+        let (keyed, restart, ha) = {
             let mut random = self.world.random();
             let restarts = ["never", "on-failure", "always"];
-            (random.percent(40), random.pick(&restarts).copied().unwrap_or_default())
+            let ha = if random.percent(60) { "restart" } else { "stay" };
+            (random.percent(40), random.pick(&restarts).copied().unwrap_or_default(), ha)
         };
         let key = if keyed { format!(" id=k{token}") } else { String::new() };
-        let text = format!("image=tiny memory=512M restart={restart} grace={token}ms{key}");
+        let text = format!("image=tiny memory=512M restart={restart} ha={ha} grace={token}ms{key}");
         self.world.history().submit(token, format!("vms/new {text}"), keyed);
         let answer = self.tree.ask("vms/new", &text).await.map(drop);
         let told = told(&answer, Told::Done);
@@ -178,5 +181,15 @@ impl Worker {
         self.world.history().submit(token, format!("vms/{machine} {verb}"), true);
         let answer = self.tree.write(&format!("vms/{machine}/ctl"), &format!("{verb} id=k{token}")).await;
         self.world.history().told(token, told(&answer, Told::Unchanged));
+    }
+
+    /// Nodes are emptied, and filled again.
+    async fn tell_node(&mut self) {
+        let (node, verb) = {
+            let mut random = self.world.random();
+            let verbs = ["drain", "cordon", "undrain", "undrain"];
+            (name_of(random.index(self.world.nodes)), random.pick(&verbs).copied().unwrap_or_default())
+        };
+        let _ = self.tree.write(&format!("nodes/{node}/ctl"), verb).await;
     }
 }

@@ -9,6 +9,7 @@ use blixard::engine::host::{HostError, Processes};
 use blixard::engine::hypervisor::{
     Capabilities, Console, Exit, Hypervisor, HypervisorError, Instance, Machine, Record, Running, Spawned,
 };
+use blixard::engine::state::VmId;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -55,6 +56,8 @@ struct Simulation {
     ready_at: u64,
     /// It ignores the power button.
     deaf: bool,
+    /// It ends when its host's lease does.
+    fenced: bool,
 }
 
 impl Simulation {
@@ -70,7 +73,11 @@ pub struct Machines {
     dying: BTreeMap<(u64, u32), ()>,
     last_pid: u32,
     moods: BTreeMap<usize, Mood>,
+    /// When the lease of each host is over, by its boot-time clock, in microseconds, as far as the host knows.
+    deadlines: BTreeMap<usize, u64>,
     pub launches: u64,
+    /// Machines that a fence has ended.
+    pub fenced: u64,
 }
 
 impl Machines {
@@ -93,8 +100,29 @@ impl Machines {
         self.moods.clear();
     }
 
-    /// What was killed some time ago is gone.
+    /// The host knows that its lease lasts until then.
+    pub fn extend(&mut self, host: usize, deadline_us: u64) {
+        let deadline = self.deadlines.entry(host).or_default();
+        *deadline = deadline_us.max(*deadline);
+    }
+
+    fn is_leased(&self, world: &World, host: usize) -> bool {
+        let now = world.hosts[host].boot_us.load(Ordering::Relaxed);
+        self.deadlines.get(&host).is_some_and(|deadline| now < *deadline)
+    }
+
+    /// What was killed some time ago is gone; so is what its fence ends, whether anybody looks after it or not.
     pub fn step(&mut self, world: &World) {
+        let over: Vec<u32> = self
+            .all
+            .iter()
+            .filter(|(_, machine)| machine.fenced && !self.is_leased(world, machine.host))
+            .map(|(pid, _)| *pid)
+            .collect();
+        for pid in over {
+            self.fenced += 1;
+            self.end(world, pid, Exit::Killed);
+        }
         let now = world.now();
         while let Some(entry) = self.dying.first_entry().filter(|entry| entry.key().0 <= now) {
             let ((_, pid), ()) = entry.remove_entry();
@@ -134,9 +162,19 @@ impl Machines {
         for pid in pids {
             self.end(world, pid, Exit::Killed);
         }
+        self.deadlines.remove(&host);
     }
 
-    fn launch(&mut self, world: &World, host: usize, machine: &Machine) -> Arc<Simulation> {
+    /// None: it would be fenced, and the host's lease is over.
+    fn launch(&mut self, world: &World, host: usize, machine: &Machine) -> Option<Arc<Simulation>> {
+        let fenced = {
+            let reference = world.reference();
+            let vm = reference.state.vm(VmId(machine.vm));
+            vm.is_some_and(|vm| vm.fenced && vm.generation == machine.generation)
+        };
+        if fenced && !self.is_leased(world, host) {
+            return None;
+        }
         self.last_pid += 1;
         self.launches += 1;
         let pid = self.last_pid;
@@ -152,6 +190,7 @@ impl Machines {
             is: watch::Sender::new(Is::default()),
             ready_at: world.now() + random.between(50, 3_000),
             deaf: random.percent(10),
+            fenced,
         });
         drop(random);
         world.note(format_args!("vm {} generation {} begins on node {}", machine.vm, machine.generation, host + 1));
@@ -170,7 +209,7 @@ impl Machines {
             }
         }
         self.all.insert(pid, simulation.clone());
-        simulation
+        Some(simulation)
     }
 
     fn below(&self, host: usize, folder: &Path) -> Vec<Arc<Simulation>> {
@@ -289,7 +328,8 @@ impl Hypervisor for HostMachines {
 
     async fn launch(&self, machine: &Machine, spawned: Spawned<'_>) -> Result<Arc<dyn Instance>, HypervisorError> {
         let launch = async {
-            let simulation = self.world.machines().launch(&self.world, self.host, machine);
+            let launched = self.world.machines().launch(&self.world, self.host, machine);
+            let simulation = launched.ok_or_else(|| failed("its fence, for want of a lease,"))?;
             // It can be cut off here: there is a process, and nothing says so.
             self.world.shuffle().await;
             if let Err(error) = spawned(&simulation.record) {

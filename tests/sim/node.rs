@@ -182,7 +182,15 @@ impl Node {
         let digest = engine.digest_of(state.seq()).unwrap_or_default();
         let short = digest.get(..8).unwrap_or_default();
         self.world.note(format_args!("node {} shows {} {short}", self.index + 1, state.seq()));
-        self.world.reference().compare(&self.world, self.index, &state);
+        let reference = self.world.reference();
+        reference.compare(&self.world, self.index, &state);
+        // Its own renewal has come through: what is fenced may go on for so long.
+        let node = NodeId(self.index as u64 + 1);
+        let renewed = state.node(node).and_then(|known| reference.lease_ends(node, known.lease, self.lives));
+        drop(reference);
+        if let Some(deadline_us) = renewed {
+            self.world.machines().extend(self.index, deadline_us);
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The log once more, applied where nothing goes wrong: what it must have led to on every node, and the rules that hold entry by entry.
 
 use crate::world::World;
-use blixard::engine::state::{Command, Entry, NodeId, Reply, State, VmId};
+use blixard::engine::state::{Command, Entry, Lease, NodeId, Reply, State, VmId};
 use blixard::ipam::QUARANTINE_MS;
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,8 +25,8 @@ pub struct Reference {
     /// By the token in the command.
     pub effects: BTreeMap<u64, Effect>,
     released: BTreeMap<IpAddr, u64>,
-    /// When its holder first submitted a renewal, by its boot clock, in microseconds.
-    renewals: BTreeMap<(NodeId, u64), u64>,
+    /// When its holder first submitted a renewal, by its boot clock, in microseconds, and in which life.
+    renewals: BTreeMap<(NodeId, u64), (u64, u64)>,
     pub expiries: u64,
 }
 
@@ -53,7 +53,7 @@ impl Reference {
             for command in &entry.commands {
                 if let Command::LeaseRenew { counter, .. } = command {
                     let now = world.hosts[node].boot_us.load(Ordering::Relaxed);
-                    self.renewals.entry((entry.id.node, *counter)).or_insert(now);
+                    self.renewals.entry((entry.id.node, *counter)).or_insert((now, entry.id.boot));
                 }
             }
         }
@@ -145,13 +145,19 @@ impl Reference {
         let newest = self.state.node(node).map_or(0, |node| node.lease.counter);
         let index = usize::try_from(node.0 - 1).unwrap_or(usize::MAX);
         let now = world.hosts.get(index).map_or(0, |host| host.boot_us.load(Ordering::Relaxed));
-        let begun = self.renewals.get(&(node, newest)).copied().unwrap_or(0);
+        let begun = self.renewals.get(&(node, newest)).map_or(0, |(begun, _)| *begun);
         if now < begun + length_ms * 1_000 {
             world.violation(format!(
                 "the lease {counter} of node {node} is said to be over {} ms after number {newest} of {length_ms} ms had begun",
                 (now - begun) / 1_000
             ));
         }
+    }
+
+    /// When a lease is over by its holder's boot clock, in microseconds, if it was renewed in this life of it.
+    pub fn lease_ends(&self, node: NodeId, lease: Lease, life: u64) -> Option<u64> {
+        let (begun, renewed_by) = self.renewals.get(&(node, lease.counter))?;
+        (*renewed_by == life).then_some(begun + lease.length_ms * 1_000)
     }
 
     /// Addresses that came free by this entry.

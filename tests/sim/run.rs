@@ -4,7 +4,9 @@ use crate::clocks::Clocks;
 use crate::faults::Faults;
 use crate::node::{End, Node, name_of};
 use crate::world::World;
-use blixard::engine::state::{Actual, By, Command, ENTRY_FORMAT, NodeRole, Reply, VmSpec};
+use blixard::engine::state::{
+    Actual, By, Command, Conditions, ENTRY_FORMAT, NodeRole, NodeVerb, Reply, Schedule, VmSpec,
+};
 use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
@@ -253,10 +255,24 @@ impl Simulation {
         (machines.lingering() > 0).then(|| "processes linger whose guests went off".to_owned())
     }
 
+    /// All nodes are to take VMs again.
+    fn open_nodes(&mut self) -> Result<(), Failed> {
+        let closed = |node: &&blixard::engine::state::Node| node.schedule != Schedule::Open;
+        let closed: Vec<_> = self.world.reference().state.nodes().filter(closed).map(|node| node.id).collect();
+        for node in closed {
+            let undrain = Command::Node { node, verb: NodeVerb::Undrain, conditions: Conditions::default() };
+            self.submit(&By::User("root".to_owned()), vec![undrain])?;
+        }
+        Ok(())
+    }
+
     fn settle(&mut self) -> Result<(), Failed> {
         let deadline = self.world.now() + SETTLED_WITHIN_MS;
-        let mut settled = 0;
+        let (mut settled, mut opened) = (0, false);
         loop {
+            if !opened && self.nodes.iter().all(|node| node.engine().is_some()) {
+                opened = self.open_nodes().is_ok();
+            }
             // Nodes renew their leases, so the log goes on: it is settled for moments, again and again.
             let unsettled = self.unsettled();
             settled = if unsettled.is_none() { settled + 1 } else { settled };

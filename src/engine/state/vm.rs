@@ -386,7 +386,8 @@ impl Vm {
     /// Its node is lost. If that is sure to have ended it, or has said so, it is to begin elsewhere, or is no more.
     pub(super) fn node_lost(&mut self) -> Change {
         let was_retried = self.actual == Actual::Failed && self.retry_at_ms.is_some();
-        if !(was_retried && self.is_free() || self.active() && self.fenced && !self.unfenced_before) {
+        let is_fenced = self.fenced && !self.unfenced_before || planted(Mutant::StayMoved);
+        if !(was_retried && self.is_free() || self.active() && is_fenced) {
             return Change::Nothing;
         }
         self.ended()
