@@ -9,7 +9,6 @@ use blixard::engine::host::{HostError, Processes};
 use blixard::engine::hypervisor::{
     Capabilities, Console, Exit, Hypervisor, HypervisorError, Instance, Machine, Record, Running, Spawned,
 };
-use blixard::engine::state::VmId;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -167,11 +166,7 @@ impl Machines {
 
     /// None: it would be fenced, and the host's lease is over.
     fn launch(&mut self, world: &World, host: usize, machine: &Machine) -> Option<Arc<Simulation>> {
-        let fenced = {
-            let reference = world.reference();
-            let vm = reference.state.vm(VmId(machine.vm));
-            vm.is_some_and(|vm| vm.fenced && vm.generation == machine.generation)
-        };
+        let fenced = world.reference().fenced.contains(&(machine.vm, machine.generation));
         if fenced && !self.is_leased(world, host) {
             return None;
         }

@@ -28,6 +28,8 @@ pub struct Reference {
     /// When its holder first submitted a renewal, by its boot clock, in microseconds, and in which life.
     renewals: BTreeMap<(NodeId, u64), (u64, u64)>,
     pub expiries: u64,
+    /// Generations that were begun to be fenced: each as (vm, generation).
+    pub fenced: BTreeSet<(u64, u64)>,
 }
 
 /// Hashing a state costs as much as a snapshot: of so many entries one is hashed.
@@ -101,7 +103,7 @@ impl Reference {
                 self.rule(world, &before, entry, command, &reply);
             }
         }
-        self.releases(&before);
+        self.changes(&before);
     }
 
     /// What must be true of a command that was taken.
@@ -160,12 +162,14 @@ impl Reference {
         (*renewed_by == life).then_some(begun + lease.length_ms * 1_000)
     }
 
-    /// Addresses that came free by this entry.
-    fn releases(&mut self, before: &State) {
+    /// Addresses that came free by this entry, and generations that began.
+    fn changes(&mut self, before: &State) {
         let now = self.state.now().millis();
         for (old, new) in self.state.vms_changed_since(before) {
-            if let (Some(old), None) = (old, new) {
-                self.released.extend(old.ip.map(|ip| (ip, now)));
+            match (old, new) {
+                (Some(old), None) => self.released.extend(old.ip.map(|ip| (ip, now))),
+                (_, Some(new)) if new.fenced => drop(self.fenced.insert((new.id.0, new.generation))),
+                _ => {}
             }
         }
     }
