@@ -23,7 +23,11 @@ impl Clocks {
     pub fn new(random: &mut Random) -> Clocks {
         // Wall clocks of a cluster are some hundred milliseconds apart.
         let wall_us = BEGIN_MS * 1_000 + random.below(400_000);
-        Clocks { rate_ppm: 1_000_000, wall_us, boot_us: 0, given_ms: 0, frozen_until: 0 }
+        let mut clocks = Clocks { rate_ppm: 1_000_000, wall_us, boot_us: 0, given_ms: 0, frozen_until: 0 };
+        if random.percent(70) {
+            clocks.drift(random);
+        }
+        clocks
     }
 
     /// So much of the world's time has passed: what the host's own clock makes of it, in whole milliseconds.

@@ -73,6 +73,8 @@ pub struct Member {
     heard_at: u64,
     /// Its Raft core has ended; only a fresh store helps.
     pub dead: bool,
+    /// Its store is gone, and it has no other one yet.
+    lost: bool,
 }
 
 /// See the module.
@@ -140,23 +142,24 @@ impl Raft {
     /// The node's store is gone.
     pub fn forget(&mut self, node: usize) {
         let member = &mut self.members[node];
-        (member.store, member.mark, member.dead) = (Store::default(), None, false);
+        (member.store, member.mark, member.dead, member.lost) = (Store::default(), None, false, true);
     }
 
     /// Are all other stores whole?
     pub fn can_spare(&self, node: usize) -> bool {
-        let whole = |other: usize| !self.members[other].dead && self.members[other].store.applied >= self.kept_from;
+        let whole = |other: usize| !self.members[other].dead && !self.members[other].lost;
         self.leader.is_some_and(|leader| leader != node)
             && (0..self.members.len()).all(|other| other == node || whole(other))
     }
 
     /// A node whose store is not there gets a whole one from whoever leads. False: it can't be had now.
     pub fn is_provided(&mut self, node: usize) -> bool {
-        if self.members[node].store.applied >= self.kept_from {
+        if !self.members[node].lost {
             return true;
         }
         let Some(leader) = self.leader.filter(|leader| self.network.both(*leader, node)) else { return false };
-        self.members[node].store = self.members[leader].store.clone();
+        let store = self.members[leader].store.clone();
+        (self.members[node].store, self.members[node].lost) = (store, false);
         true
     }
 
@@ -385,6 +388,7 @@ impl Raft {
         let survives = random.percent(60);
         drop(random);
         if member.store.applied < self.kept_from {
+            let survives = survives || !self.can_spare(node);
             return self.install(world, node, leader, survives);
         }
         self.members[node].next_delivery = now + pause;
