@@ -308,9 +308,8 @@ pub fn run(seed: u64, folder: &Path, printed: bool) -> Report {
     let nodes = [3, 3, 3, 5, 5, 7][(seed % 6) as usize];
     let world = World::new(seed, nodes, printed);
     // What panics outside the nodes has been noted by the hook.
-    match std::panic::catch_unwind(AssertUnwindSafe(|| work(&world, folder))) {
-        Ok(Err(failed)) => world.violation(failed.to_string()),
-        Ok(Ok(())) | Err(_) => {}
+    if let Ok(Err(failed)) = std::panic::catch_unwind(AssertUnwindSafe(|| work(&world, folder))) {
+        world.violation(failed.to_string());
     }
     for panic in PANICS.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
         world.violation(panic);
