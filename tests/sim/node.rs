@@ -218,11 +218,12 @@ async fn live(
     let supervisor = Supervisor::new();
     let served = tokio::select! {
         served = serve(&world, index, &folder, &engine, &supervisor) => served,
-        why = engine.failed() => Err(why),
+        why = engine.failed() => return end_of(&world, index, &why),
     };
     let (agent, server) = match served {
         Ok(served) => served,
-        Err(why) => return end_of(&world, index, &why),
+        // It takes a quorum to come up.
+        Err(why) => return End::Again(why),
     };
     let workers = world.random().between(1, 3);
     for _ in 0..workers {
@@ -240,20 +241,23 @@ async fn live(
 
 fn failed_to_open(world: &World, index: usize, why: &str) -> End {
     world.note(format_args!("node {} can't open its engine: {why}", index + 1));
-    if why.contains("damaged") || world.raft().health(index).dead.is_some() {
-        End::Stale(why.to_owned())
-    } else {
-        End::Again(why.to_owned())
+    if why.contains("damaged") {
+        world.violation(format!("node {} takes its log for damaged: {why}", index + 1));
     }
+    if world.raft().health(index).dead.is_some() { End::Stale(why.to_owned()) } else { End::Again(why.to_owned()) }
 }
 
 fn end_of(world: &World, index: usize, why: &Failure) -> End {
+    // The log loses and changes nothing, so whoever finds that it did, or can't go on with it, is wrong.
     match why {
-        Failure::Diverged(why) => End::Stale(why.clone()),
         other if world.raft().health(index).dead.is_some() => End::Stale(other.to_string()),
         Failure::LogEnded(why) => End::Again(why.clone()),
+        Failure::Diverged(why) => {
+            world.violation(format!("node {} takes its store for a wrong one: {why}", index + 1));
+            End::Stale(why.clone())
+        }
         Failure::Other(why) => {
-            world.note(format_args!("node {} ends: {why}", index + 1));
+            world.violation(format!("node {} can't go on: {why}", index + 1));
             End::Again(why.clone())
         }
     }
@@ -266,20 +270,19 @@ async fn serve(
     folder: &Path,
     engine: &Engine,
     supervisor: &Supervisor,
-) -> Result<(Agent, Server), Failure> {
+) -> Result<(Agent, Server), String> {
     let node = NodeId(index as u64 + 1);
-    let other = |why: String| Failure::Other(why);
     let name = name_of(index);
     if engine.state().cluster().is_none() {
         let init = Command::Init { cluster: "sim".into(), node: name.clone(), admin: "root".into(), admin_uid: 0 };
-        engine.submit(By::Agent, vec![init]).await.map_err(|refusal| other(refusal.to_string()))?;
+        engine.submit(By::Agent, vec![init]).await.map_err(|refusal| refusal.to_string())?;
     }
     let reach = Command::NodeReach {
         address: format!("{name}!5640"),
         entry_format: ENTRY_FORMAT,
         release: "simulated".to_owned(),
     };
-    engine.submit(By::Agent, vec![reach]).await.map_err(|refusal| other(refusal.to_string()))?;
+    engine.submit(By::Agent, vec![reach]).await.map_err(|refusal| refusal.to_string())?;
     let machines = HostMachines { world: world.clone(), host: index };
     let options = Options {
         node,
@@ -293,7 +296,7 @@ async fn serve(
     let host = HostParts::none(Arc::new(machines.clone()));
     let agent = Agent::start(engine.clone(), Arc::new(machines), host, supervisor.clone(), options)
         .await
-        .map_err(|error| other(error.to_string()))?;
+        .map_err(|error| error.to_string())?;
     let server = Server::new(engine.clone(), Arc::new(agent.clone()), node, PathBuf::from("/nowhere"));
     Ok((agent, server))
 }
