@@ -17,6 +17,7 @@
 //! - [`ipam`]: pools and leases: pure
 //! - [`durable`]: small files that are replaced as a whole
 //! - [`clock`]: the hybrid logical clock
+//! - [`mutants`]: faults that can be planted, for the simulator alone
 //! - [`text`]: `attr=value`, `key value`, columns, sizes, durations, refusals: parsing and printing
 
 pub mod ca;
@@ -30,6 +31,7 @@ pub mod fs;
 pub mod ipam;
 pub mod member;
 pub mod mount;
+pub mod mutants;
 pub mod ninep;
 pub mod peers;
 pub mod restore;

@@ -6,6 +6,7 @@
 use super::failure::Failure;
 use super::log::{AppendError, BATCH_BYTES_MAX, BATCH_RECORDS_MAX, Log};
 use super::submissions::{Pending, Waiters};
+use crate::mutants::{Mutant, planted};
 use crate::text::Refusal;
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -52,6 +53,9 @@ impl Appender {
         let mut pause = RETRY_PAUSE_MIN;
         let mut in_doubt = false;
         loop {
+            if planted(Mutant::EarlyAnswer) {
+                self.waiters.complete(batch.iter().map(|pending| (pending.n, (0, Ok(Vec::new())))));
+            }
             let records: Vec<Bytes> = batch.iter().map(|pending| pending.bytes.clone()).collect();
             match self.log.append(records).await {
                 Ok(()) => return Ok(Some(last)),
@@ -62,6 +66,10 @@ impl Appender {
                 }
                 Err(AppendError::Full(why)) if !in_doubt => {
                     self.refuse(&batch, &Refusal::no_space(format!("{why}; nothing was done")));
+                    return Ok(None);
+                }
+                Err(error) if planted(Mutant::UnknownIsRefused) => {
+                    self.refuse(&batch, &Refusal::again(format!("busy: {error}")));
                     return Ok(None);
                 }
                 Err(error) => {

@@ -14,6 +14,7 @@ use super::state::{By, Claim, Command, NodeId, Reply, State};
 use super::submissions::{Applied, Submissions, Waiters};
 use super::view::{Events, View};
 use crate::clock::{ClockError, HybridClock, HybridTime};
+use crate::mutants::{Mutant, planted};
 use crate::text::Refusal;
 use futures::FutureExt;
 use std::future::Future;
@@ -121,13 +122,8 @@ impl Engine {
         let (mut recorder, trail, scribe) = audit::open(options.audit.as_deref())
             .map_err(|error| LogError::Failed(format!("the audit trail can't be opened: {error}")))?;
         let (failing, failed) = watch::channel(None);
-        // A thread of its own: it lasts as long as the engine, and the runtime's pool is for what ends.
-        let (told, written) = tokio::sync::oneshot::channel();
-        std::thread::Builder::new()
-            .name("audit".to_owned())
-            .spawn(move || told.send(scribe.run()))
-            .map_err(|error| LogError::Failed(format!("the audit trail has no thread: {error}")))?;
-        let writing = async { written.await.map_err(|_panicked| "its thread has panicked".to_owned())? };
+        let writing =
+            scribe.start().map_err(|error| LogError::Failed(format!("the audit trail has no thread: {error}")))?;
         let scribe = supervise("audit trail", writing, failing.clone());
         let (replica, view) = recover(&*log, &recorder).await?;
         // In a cluster the log may reach further than this node knows yet.
@@ -309,6 +305,9 @@ impl Engine {
     }
 
     async fn reach_newest(&self, within: Duration) -> Result<u64, Refusal> {
+        if planted(Mutant::StaleSync) {
+            return Ok(self.state().seq());
+        }
         let reaching = async {
             let newest = self.shared.log.newest().await;
             let newest = newest.map_err(|error| Refusal::again(format!("busy: no quorum: {error}")))?;

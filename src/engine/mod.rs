@@ -5,6 +5,7 @@ mod appender;
 mod applier;
 mod audit;
 pub mod backup;
+mod blocking;
 mod divergence;
 mod failure;
 mod folder;

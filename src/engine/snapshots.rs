@@ -1,6 +1,7 @@
 //! When a snapshot is due, and the task that writes it and cuts the log behind the one before.
 
 use super::audit::Recorder;
+use super::blocking;
 use super::log::{AppendError, Log, Record, Role};
 use super::replica::Replica;
 use std::sync::Arc;
@@ -55,8 +56,7 @@ pub(super) async fn write_snapshots(
         // A start replays from the snapshot on: what is before it must be in the trail, whatever happens.
         audit.sync().await?;
         // Encoding a large state takes long enough to be in the way of others on this thread.
-        let snapshot =
-            tokio::task::spawn_blocking(move || replica.snapshot()).await.map_err(|error| error.to_string())?;
+        let snapshot = blocking::run(move || replica.snapshot()).await?;
         match save(&*log, snapshot, previous).await {
             Ok(()) => {
                 tracing::info!(seq, "snapshot written");

@@ -3,6 +3,7 @@
 use super::addresses::Addresses;
 use super::{IpamError, QUARANTINE_MS, RESERVED_MAX, until};
 use crate::clock::HybridTime;
+use crate::mutants::{Mutant, planted};
 use imbl::{OrdMap, OrdSet};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
@@ -203,6 +204,10 @@ impl Pool {
         for (holder, at) in held {
             self.holders.remove(&(holder, at));
             self.leases.remove(&at);
+            if planted(Mutant::Quarantine) {
+                self.used.remove(at);
+                continue;
+            }
             self.quarantine.insert(at, end_ms);
             self.quarantine_ends.insert((end_ms, at));
             (self.changed, self.changed_seq) = (now, seq);

@@ -10,6 +10,7 @@ use super::{AGAIN_AFTER, Shared};
 use crate::engine::host::deadline::was_fenced;
 use crate::engine::hypervisor::{Exit, HypervisorError, Instance, Record, Running};
 use crate::engine::state::{Actual, Command, State, Vm, VmId, VmReport};
+use crate::mutants::{Mutant, planted};
 use crate::text::{Code, Refusal};
 use std::sync::Arc;
 use std::time::Duration;
@@ -166,6 +167,9 @@ impl Actor {
     async fn find(&mut self, stop: &CancellationToken) -> Result<(), String> {
         // A former actor may have held a machine, and did not see its end.
         self.shared.instances().remove(&self.id);
+        if planted(Mutant::RecordIgnored) {
+            return Ok(());
+        }
         let read = loop {
             match self.shared.records.read(self.id.0) {
                 Err(error) if !is_damaged(&error) => {
@@ -257,6 +261,9 @@ impl Actor {
         look: Look,
         stop: &CancellationToken,
     ) -> Result<bool, String> {
+        if planted(Mutant::Successor) {
+            return Ok(true);
+        }
         while let Err(sentence) = end_processes(&self.shared, self.id.0, process, look).await {
             self.trouble(sentence).await?;
             tokio::select! {

@@ -2,6 +2,7 @@
 
 use crate::engine::hypervisor::{Exit, Running};
 use crate::engine::state::{Actual, Desired, Vm, VmReport};
+use crate::mutants::{Mutant, planted};
 
 /// What the actor holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,6 +77,7 @@ pub(super) fn decide(vm: &Vm, seen: &Seen, pid: u32, here: bool, leased: bool) -
         // It may run elsewhere by now.
         Seen::Machine { asked, .. } if !here => end(*asked, true),
         Seen::Ended { generation, exit } => Step::Release((*generation == vm.generation).then(|| ended(vm, exit))),
+        Seen::Machine { generation, .. } if *generation != vm.generation && planted(Mutant::OldMachine) => Step::Wait,
         Seen::Machine { generation, asked, .. } if *generation != vm.generation => end(*asked, false),
         Seen::Machine { running, asked, .. } => with_machine(vm, *running, *asked, pid),
         Seen::Nothing => without(vm, leased),

@@ -7,6 +7,7 @@
 use crate::engine::Engine;
 use crate::engine::log::Role;
 use crate::engine::state::{By, Command, Lease, NodeId, State};
+use crate::mutants::{Mutant, planted};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -58,8 +59,10 @@ impl Seen {
             if counter == 0 || expired {
                 continue;
             }
+            let waited =
+                if planted(Mutant::LeaseHasty) { Duration::from_millis(length_ms) } else { options.waited(length_ms) };
             // One that is too long for the clock is never over.
-            let Some(end) = seen.1.checked_add(options.waited(length_ms)) else { continue };
+            let Some(end) = seen.1.checked_add(waited) else { continue };
             if end <= now {
                 over.push((node.id, counter));
             } else {

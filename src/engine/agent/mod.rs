@@ -23,7 +23,8 @@ pub use supervisor::{Policy, Supervisor, WeakSupervisor};
 
 use super::Engine;
 use super::LocalHost;
-use super::host::{HostError, HostParts, process::boot_id};
+use super::blocking;
+use super::host::{HostError, HostParts};
 use super::hypervisor::{Capabilities, Console, Hypervisor, HypervisorError, Instance};
 use super::state::{By, Command, NodeId, VmId};
 use crate::text::{Code, Refusal};
@@ -178,9 +179,9 @@ impl Agent {
         let leftovers = Leftovers::open(&options.data).map_err(io(&options.data.join("leftovers")))?;
         let capabilities = hypervisor.probe(host.guest_ids(0)).await;
         let (images, data) = (options.images.clone(), options.data.clone());
-        let scanned = tokio::task::spawn_blocking(move || images::scan(&images, &data)).await;
-        let (found, mut image_faults) = scanned.map_err(|e| AgentError::Task(e.to_string()))?;
-        let host_boot = boot_id()?;
+        let scanned = blocking::run(move || images::scan(&images, &data)).await;
+        let (found, mut image_faults) = scanned.map_err(AgentError::Task)?;
+        let host_boot = host.processes.boot_id()?;
         let up = Command::NodeUp {
             host_boot,
             hypervisor: hypervisor.name().to_owned(),

@@ -180,9 +180,14 @@ impl Supervisor {
     /// Resolves, with the reason, when the process has to end.
     pub async fn escalated(&self) -> String {
         let mut escalated = self.0.escalated.subscribe();
-        match escalated.wait_for(Option::is_some).await {
-            Ok(reason) => reason.clone().unwrap_or_default(),
-            Err(_) => std::future::pending().await,
+        // What is looked at must not be held while waiting: it would bind whoever waits to one thread.
+        let reason = match escalated.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone(),
+            Err(_ended) => None,
+        };
+        match reason {
+            Some(reason) => reason,
+            None => std::future::pending().await,
         }
     }
 

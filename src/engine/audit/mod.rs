@@ -1,15 +1,17 @@
 //! The audit trail: every applied entry, accepted or refused, as a line. It outlives the log's records, which a snapshot makes
 //! superfluous.
 //!
-//! Written beside the applier, not by it: steps go through a bounded channel to a thread that writes what has gathered. The trail
+//! Written beside the applier, not by it: steps go through a bounded channel to a scribe that writes what has gathered. The trail
 //! goes on after a restart without gaps or repetitions, since no snapshot is stored before the trail has what is in it.
 
 mod files;
 mod line;
 
+use super::blocking;
 use super::replica::Step;
 use super::state::Command;
 use files::Writer;
+use futures::future::BoxFuture;
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -60,7 +62,7 @@ enum Store {
     Memory(Mutex<VecDeque<(u64, String)>>),
 }
 
-/// The thread's part.
+/// The writer's part.
 pub(super) struct Scribe {
     messages: mpsc::Receiver<Message>,
     store: Arc<Store>,
@@ -68,7 +70,7 @@ pub(super) struct Scribe {
     written: watch::Sender<u64>,
 }
 
-/// Opens the trail in a folder, or in memory. The scribe is to be run on a thread that may block.
+/// Opens the trail in a folder, or in memory.
 pub(super) fn open(folder: Option<&Path>) -> std::io::Result<(Recorder, Trail, Scribe)> {
     let writer = folder.map(|folder| Writer::open(folder, files::FILE_BYTES_MAX)).transpose()?;
     let had = writer.as_ref().map_or(0, Writer::newest);
@@ -117,8 +119,29 @@ fn is_renewal(step: &Step) -> bool {
 }
 
 impl Scribe {
-    /// Writes until there is no recorder left. The error is a sentence.
-    pub(super) fn run(mut self) -> Result<(), String> {
+    /// Writes until there is no recorder left; the future gives how it ended. Files are written on a thread of its own: it lasts as long as
+    /// the engine, and the runtime's pool is for what ends. Memory keeps nobody waiting.
+    ///
+    /// # Errors
+    /// There is no thread.
+    pub(super) fn start(self) -> std::io::Result<BoxFuture<'static, Result<(), String>>> {
+        if self.writer.is_none() {
+            return Ok(Box::pin(self.run_here()));
+        }
+        let (told, written) = oneshot::channel();
+        std::thread::Builder::new().name("audit".to_owned()).spawn(move || told.send(self.run()))?;
+        Ok(Box::pin(async { written.await.map_err(|_panicked| "its thread has panicked".to_owned())? }))
+    }
+
+    async fn run_here(mut self) -> Result<(), String> {
+        let mut batch = Vec::with_capacity(BATCH_MAX);
+        while self.messages.recv_many(&mut batch, BATCH_MAX).await > 0 {
+            self.write(&mut batch).map_err(|error| format!("{ENDED}: {error}"))?;
+        }
+        Ok(())
+    }
+
+    fn run(mut self) -> Result<(), String> {
         let mut batch = Vec::with_capacity(BATCH_MAX);
         while self.messages.blocking_recv_many(&mut batch, BATCH_MAX) > 0 {
             self.write(&mut batch).map_err(|error| format!("{ENDED}: {error}"))?;
@@ -197,7 +220,6 @@ impl Trail {
                 Ok(AuditLines { begins, lines: lines.map(|(_, line)| line.clone()).collect() })
             }
         };
-        let lines = tokio::task::spawn_blocking(read).await.map_err(|error| error.to_string())?;
-        lines.map_err(|error| error.to_string())
+        blocking::run(read).await?.map_err(|error| error.to_string())
     }
 }

@@ -126,6 +126,14 @@ impl Process {
 pub trait Processes: Send + Sync + 'static {
     /// Kills the process with this pid that started then, in the life of the host with this boot_id, and returns when it is gone.
     async fn end(&self, pid: u32, start_ticks: u64, boot: &str) -> Result<(), HostError>;
+
+    /// In which life the host is. Where processes are simulated, so may be its lives.
+    ///
+    /// # Errors
+    /// It can't be read.
+    fn boot_id(&self) -> Result<String, HostError> {
+        boot_id()
+    }
 }
 
 /// The kernel's processes.

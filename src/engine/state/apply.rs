@@ -19,6 +19,7 @@ use super::{
     Outcome, Reply, Role, State, Subject, Touched, What,
 };
 use crate::clock::HybridTime;
+use crate::mutants::{Mutant, planted};
 use crate::text::attrs::shown;
 use crate::text::{Refusal, name};
 use ipnetwork::IpNetwork;
@@ -72,7 +73,11 @@ impl State {
             return Err(Refusal::denied(format!("no permission: node {} is no member of this cluster", entry.id.node)));
         }
         let place = (entry.id.boot, entry.id.n);
-        if self.last_of(entry.id.node).is_some_and(|last| place <= last) {
+        let before = |last: (u64, u64)| match last {
+            (boot, _) if planted(Mutant::OldBoot) && boot != entry.id.boot => false,
+            _ => place <= last && !planted(Mutant::Dedupe),
+        };
+        if self.last_of(entry.id.node).is_some_and(before) {
             return Err(Refusal::exists(format!("the entry {} exists already: it was applied before", entry.id)));
         }
         self.submitters.insert(entry.id.node, place);
@@ -85,7 +90,11 @@ impl State {
             }
             node.newest_stamp = entry.at;
         }
-        self.tell_time(if founding { entry.at } else { self.median_stamp() });
+        if planted(Mutant::TimeBack) {
+            self.now = entry.at;
+        } else {
+            self.tell_time(if founding { entry.at } else { self.median_stamp() });
+        }
         if entry.commands.is_empty() || entry.commands.len() > Entry::COMMANDS_MAX {
             let (given, most) = (entry.commands.len(), Entry::COMMANDS_MAX);
             return Err(Refusal::invalid(format!(
@@ -127,7 +136,7 @@ impl Work<'_> {
     fn once(&mut self, command: &Command) -> Result<Reply, Refusal> {
         let Some(key) = Self::key_of(command) else { return self.one(command) };
         let user = self.user().to_owned();
-        if let Some(reply) = self.state.keys.answer(&user, key, command)? {
+        if let Some(reply) = self.state.keys.answer(&user, key, command)?.filter(|_| !planted(Mutant::KeyForgotten)) {
             return Ok(reply);
         }
         let reply = self.one(command)?;

@@ -1,6 +1,7 @@
 //! Entries and states as bytes: a byte for the format, then postcard's encoding, which is canonical (one value, one text).
 
 use super::{Entry, State};
+use crate::mutants::{Mutant, planted};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -55,7 +56,11 @@ impl Entry {
 impl State {
     /// As bytes, for a snapshot: the format, SHA-256 of the rest, and the rest.
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = append(vec![STATE_FORMAT; 1 + HASH_BYTES], self);
+        let mut whole = self.clone();
+        if planted(Mutant::SnapshotPart) {
+            whole.keys = super::Keys::default();
+        }
+        let mut bytes = append(vec![STATE_FORMAT; 1 + HASH_BYTES], &whole);
         if let Some((head, body)) = bytes.split_at_mut_checked(1 + HASH_BYTES)
             && let Some((_format, hash)) = head.split_first_mut()
         {

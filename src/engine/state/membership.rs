@@ -10,6 +10,7 @@ use super::words::words;
 use super::{
     About, Conditions, ENTRY_FORMAT, ENTRY_FORMAT_MIN, Kind, Node, NodeId, Operation, Reply, State, Subject, What,
 };
+use crate::mutants::{Mutant, planted};
 use crate::text::attrs::shown;
 use crate::text::{Refusal, name};
 use serde::{Deserialize, Serialize};
@@ -412,7 +413,8 @@ impl Work<'_> {
 
     pub(super) fn lease_expire(&mut self, id: NodeId, counter: u64) -> Result<Reply, Refusal> {
         let node = self.node_there(id)?;
-        if node.lease.counter != counter || node.lease.expired || counter == 0 {
+        let renewed = node.lease.counter != counter && !planted(Mutant::LeaseCounter);
+        if renewed || node.lease.expired || counter == 0 {
             return Ok(Reply::Unchanged);
         }
         self.change_node_of(id, What::Lost, |node| (node.lease.expired, node.up) = (true, false))?;

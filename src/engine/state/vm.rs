@@ -30,6 +30,7 @@ use super::event::{EVENT_SENTENCE_BYTES_MAX, Event, Subject, What, bounded};
 use super::words::words;
 use super::{Ha, History, NodeId, Promised, Restart, VmId, VmReport, VmSpec};
 use crate::clock::HybridTime;
+use crate::mutants::{Mutant, planted};
 use crate::text::Refusal;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
@@ -388,7 +389,8 @@ impl Vm {
     /// Its node is lost. If that is sure to have ended it, or has said so, it is to begin elsewhere, or is no more.
     pub(super) fn node_lost(&mut self) -> Change {
         let was_retried = self.actual == Actual::Failed && self.retry_at_ms.is_some();
-        if !(was_retried && self.is_free() || self.active() && self.fenced && !self.unfenced_before) {
+        let is_fenced = self.fenced && !self.unfenced_before || planted(Mutant::StayMoved);
+        if !(was_retried && self.is_free() || self.active() && is_fenced) {
             return Change::Nothing;
         }
         self.ended()
@@ -423,6 +425,9 @@ impl Vm {
 
     /// It holds no memory and no CPUs of a node any more.
     fn give_back(&mut self) {
+        if planted(Mutant::PromiseKept) {
+            return;
+        }
         (self.promised_bytes, self.promised_cpus) = (0, 0);
     }
 
