@@ -7,8 +7,8 @@ use crate::simlog::SimLog;
 use crate::tree::Client;
 use crate::world::World;
 use blixard::clock::{DRIFT_MAX_MS, HybridClock};
-use blixard::engine::agent::{Agent, Options, Supervisor};
-use blixard::engine::host::HostParts;
+use blixard::engine::agent::{Agent, Options, Supervisor, lease};
+use blixard::engine::host::{BootClock, HostParts};
 use blixard::engine::log::committed;
 use blixard::engine::state::{By, Command, ENTRY_FORMAT, NodeId};
 use blixard::engine::{self, Engine, Failure};
@@ -241,10 +241,14 @@ async fn live(
 
 fn failed_to_open(world: &World, index: usize, why: &str) -> End {
     world.note(format_args!("node {} can't open its engine: {why}", index + 1));
+    // A start that finds that its store has ended says so as of a damaged one, and is right.
+    if world.raft().health(index).dead.is_some() {
+        return End::Stale(why.to_owned());
+    }
     if why.contains("damaged") {
         world.violation(format!("node {} takes its log for damaged: {why}", index + 1));
     }
-    if world.raft().health(index).dead.is_some() { End::Stale(why.to_owned()) } else { End::Again(why.to_owned()) }
+    End::Again(why.to_owned())
 }
 
 fn end_of(world: &World, index: usize, why: &Failure) -> End {
@@ -290,15 +294,29 @@ async fn serve(
         images: folder.parent().map(|above| above.join("images")).unwrap_or_default(),
         memory_bytes: None,
         cpus: None,
+        lease: lease::Options { length_ms: 10_000, drift_percent: 1, grace_ms: 2_000 },
         set_trace_level: Arc::new(|_| Ok(())),
         invite: Arc::new(|| Err(Refusal::fault("nobody joins here"))),
     };
-    let host = HostParts::none(Arc::new(machines.clone()));
+    let clock = Arc::new(SimClock { world: world.clone(), host: index });
+    let host = HostParts { clock, ..HostParts::none(Arc::new(machines.clone())) };
     let agent = Agent::start(engine.clone(), Arc::new(machines), host, supervisor.clone(), options)
         .await
         .map_err(|error| error.to_string())?;
     let server = Server::new(engine.clone(), Arc::new(agent.clone()), node, PathBuf::from("/nowhere"));
     Ok((agent, server))
+}
+
+/// The boot-time clock of a host.
+struct SimClock {
+    world: Arc<World>,
+    host: usize,
+}
+
+impl BootClock for SimClock {
+    fn now_ns(&self) -> u64 {
+        self.world.hosts[self.host].boot_us.load(Ordering::Relaxed) * 1_000
+    }
 }
 
 /// The node's name in the cluster.
