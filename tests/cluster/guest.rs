@@ -73,6 +73,13 @@ fn a_drained_node_ends_up_empty() {
     assert_eq!(beta.read(&format!("vms/{id}/wait")), "stopped\n");
 }
 
+/// The command lines of processes that name this folder.
+fn processes_of(folder: &std::path::Path) -> Vec<String> {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let lines = entries.filter_map(|entry| std::fs::read_to_string(entry.path().join("cmdline")).ok());
+    lines.filter(|line| line.contains(folder.to_str().unwrap())).collect()
+}
+
 /// The lines of README.md that a reader types, with this lab's folders in the place of the machine's.
 #[test]
 fn what_the_readme_shows() {
@@ -100,9 +107,12 @@ fn what_the_readme_shows() {
     );
     let [alpha, beta, _] = &nodes[..] else { panic!() };
     assert_eq!(beta.value("vms/web/status", "cpus").unwrap(), "2");
-    // The machine is ended where it runs, which may be where the daemon has been killed.
+    assert_ne!(beta.value("vms/web/status", "node").unwrap(), "alpha");
+    // The one that ran before was ended on its node, though nobody was there any more to do it.
+    assert_eq!(processes_of(&alpha.data().join("vms")), Vec::<String>::new());
     let mut alpha_again = alpha.again();
     alpha_again.start(&[]);
+    until("that what it had is gone", || !alpha.data().join("vms").join("1").exists());
     beta.write("vms/web/ctl", "kill\n").unwrap();
     assert_eq!(beta.read("vms/web/wait"), "stopped\n");
 }
