@@ -126,7 +126,7 @@ fn the_file_may_be_named_by_a_variable() {
 #[test]
 fn each_mistake_of_a_file() {
     let all = "name, data, mount, listen, insecure_listen, hypervisor, images, trace.level, trace.json, limits.memory, limits.cpus, \
-               limits.drift, limits.log_keep, lease.length, lease.drift, lease.grace";
+               limits.drift, lease.length, lease.drift, lease.grace, limits.log_keep";
     for (text, said) in [
         ("name = 5", "b.toml:1:8: name: invalid value: it is an integer, and this key takes a name, as \"alpha\""),
         ("\n\n  name = 'A'", "b.toml:3:10: name: invalid name 'A': a name begins with a letter a to z or a digit"),

@@ -75,8 +75,8 @@ fn who_needs_what_the_log_has_no_more_begins_anew() {
     away(1_000, Duration::ZERO, 4_000);
 }
 
-/// The long form, with what is kept unless it is said.
-mod slow {
+/// The long form, with what is kept unless it is said: ten minutes.
+mod soak {
     use super::*;
 
     #[test]
