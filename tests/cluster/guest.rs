@@ -102,7 +102,7 @@ fn what_the_readme_shows() {
     let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{script}\n{said}");
     assert!(
-        said.contains("gamma  3   up     voter") && said.contains("running\n") && said.contains("quorum yes"),
+        said.contains("gamma  3   up     open      voter") && said.contains("running\n") && said.contains("quorum yes"),
         "{said}"
     );
     let [alpha, beta, _] = &nodes[..] else { panic!() };
