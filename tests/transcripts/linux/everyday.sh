@@ -13,6 +13,7 @@ ctl
 events
 ...
 wait
+why
 $ ls -l vms/$id/ctl vms/$id/state
 -rw-rw-rw- 1 ... vms/.../ctl
 -r--r--r-- 1 ... 8 ... vms/.../state
