@@ -3,6 +3,7 @@
 use crate::support::{Node, simulated};
 use crate::table::Client;
 use crate::tables::{Fuse, NineP};
+use blixard::engine::log::followed::Line;
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -276,6 +277,9 @@ fn every_line_has_the_shape_that_the_rules_give_it() {
             "sync" => assert!(text.trim().parse::<u64>().is_ok(), "{text}"),
             "ctl" | "new" => assert!(text.starts_with("# ") && text.lines().count() > 1, "{path:?}: {text}"),
             "wait" => assert!(["running\n", "defined\n"].contains(&text.as_str()), "{path:?}: {text}"),
+            // Where and why, then what each node says to it.
+            "why" => assert!(text.contains(": ") && text.lines().skip(1).all(|l| l.starts_with("    ")), "{text}"),
+            "work" => assert!(text.lines().all(|line| line.parse::<Line>().is_ok()), "{text}"),
             "README" | "log" | "console" => {}
             other => panic!("{other}: what shape has it? {text}"),
         }
