@@ -57,6 +57,8 @@ struct Life {
     slot: Arc<Slot>,
     /// The newest entry that was seen of it.
     seen: u64,
+    /// Its events were seen up to this entry, if any were.
+    told: Option<u64>,
 }
 
 /// See the module.
@@ -127,7 +129,7 @@ impl Node {
         });
         self.world.note(format_args!("node {} begins life {}", self.index + 1, self.lives));
         (self.missed_ms, self.begins_at) = (0, None);
-        self.life = Some(Life { runtime, begun, at_ms: 0, slot, seen: 0 });
+        self.life = Some(Life { runtime, begun, at_ms: 0, slot, seen: 0, told: None });
         Ok(())
     }
 
@@ -179,6 +181,7 @@ impl Node {
             self.world.violation(format!("node {} goes back from {} to {}", self.index + 1, life.seen, state.seq()));
         }
         life.seen = state.seq();
+        life.told = self.world.reference().compare_events(&self.world, self.index, &engine, life.told);
         let digest = engine.digest_of(state.seq()).unwrap_or_default();
         let short = digest.get(..8).unwrap_or_default();
         self.world.note(format_args!("node {} shows {} {short}", self.index + 1, state.seq()));
@@ -225,7 +228,7 @@ async fn live(
         // It takes a quorum to come up.
         Err(why) => return End::Again(why),
     };
-    let workers = world.random().between(1, 3);
+    let workers = world.random().between(1, 3) + u64::from(world.nodes < 5);
     for _ in 0..workers {
         let tree = Client::new(server.clone());
         let worker = Worker { world: world.clone(), node: index, tree, seen: BTreeMap::new() };

@@ -1,7 +1,8 @@
 //! The log once more, applied where nothing goes wrong: what it must have led to on every node, and the rules that hold entry by entry.
 
 use crate::world::World;
-use blixard::engine::state::{Command, Entry, Lease, NodeId, Reply, State, VmId};
+use blixard::engine::state::{Command, Entry, Event, Lease, NodeId, Reply, State, VmId};
+use blixard::engine::{Engine, Events};
 use blixard::ipam::QUARANTINE_MS;
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,6 +29,8 @@ pub struct Reference {
     /// When its holder first submitted a renewal, by its boot clock, in microseconds, and in which life.
     renewals: BTreeMap<(NodeId, u64), (u64, u64)>,
     pub expiries: u64,
+    /// What has happened, in order.
+    events: Vec<Event>,
     /// Generations that were begun to be fenced: each as (vm, generation).
     pub fenced: BTreeSet<(u64, u64)>,
 }
@@ -74,7 +77,8 @@ impl Reference {
     fn take(&mut self, world: &World, entry: &Entry) {
         let before = self.state.clone();
         let seq = before.seq() + 1;
-        let (after, outcome, _events) = before.apply(seq, entry);
+        let (after, outcome, events) = before.apply(seq, entry);
+        self.events.extend(events);
         self.state = after;
         let said = match &outcome {
             Ok(_) => "taken".to_owned(),
@@ -182,6 +186,23 @@ impl Reference {
                 node + 1,
                 state.seq()
             ));
+        }
+    }
+
+    /// A node tells of events: all of them, in their order, from where it began, or after what it says that it has lost. Up to which entry.
+    pub fn compare_events(&self, world: &World, node: usize, engine: &Engine, after: Option<u64>) -> Option<u64> {
+        let from = after.unwrap_or(0);
+        match engine.events_after(from, usize::MAX) {
+            Events::Lost { oldest } => Some(oldest),
+            Events::Some(told) => {
+                let newest = told.last().map_or(from, |event| event.seq);
+                let begin = self.events.partition_point(|event| event.seq <= from);
+                let end = self.events.partition_point(|event| event.seq <= newest);
+                if self.events.get(begin..end) != Some(&told[..]) {
+                    world.violation(format!("node {} tells other events after entry {from} than there were", node + 1));
+                }
+                Some(newest)
+            }
         }
     }
 
