@@ -140,6 +140,12 @@ impl Node {
         self.stopped_until = 0;
     }
 
+    /// The host has begun anew: what was kept in its memory is gone.
+    pub fn forget_deadline(&self) {
+        // There may have been none.
+        let _ = std::fs::remove_file(self.folder.join("deadline"));
+    }
+
     /// Lets it run on for so many milliseconds of its own clock. `polls`: then stops it in the midst of whatever it does after so many steps.
     pub fn run(&mut self, own_ms: u64, polls: Option<u64>) {
         let Some(life) = &mut self.life else { return };
@@ -185,15 +191,7 @@ impl Node {
         let digest = engine.digest_of(state.seq()).unwrap_or_default();
         let short = digest.get(..8).unwrap_or_default();
         self.world.note(format_args!("node {} shows {} {short}", self.index + 1, state.seq()));
-        let reference = self.world.reference();
-        reference.compare(&self.world, self.index, &state);
-        // Its own renewal has come through: what is fenced may go on for so long.
-        let node = NodeId(self.index as u64 + 1);
-        let renewed = state.node(node).and_then(|known| reference.lease_ends(node, known.lease, self.lives));
-        drop(reference);
-        if let Some(deadline_us) = renewed {
-            self.world.machines().extend(self.index, deadline_us);
-        }
+        self.world.reference().compare(&self.world, self.index, &state);
     }
 }
 

@@ -121,6 +121,7 @@ impl Simulation {
 
     pub fn power_fails(&mut self, index: usize, away_ms: u64) {
         self.kill(index, away_ms);
+        self.nodes[index].forget_deadline();
         self.world.machines().power_fails(&self.world, index);
         self.world.hosts[index].reboots.fetch_add(1, Ordering::Relaxed);
     }
