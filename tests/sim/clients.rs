@@ -1,6 +1,6 @@
 //! Clients: random work on files, and a record of what they were told.
 
-use crate::history::Told;
+use crate::history::{Begun, Told};
 use crate::linear::Act;
 use crate::node::name_of;
 use crate::tree::Client;
@@ -76,13 +76,28 @@ impl Worker {
         self.world.history().submit(value, format!("vms/{register} {text}"), false);
         let begun = self.world.history().call(register, act);
         let answer = self.tree.write(&format!("vms/{register}/ctl"), &text).await;
+        self.write_returned(value, begun, act, &answer);
+        // The tree that took a write shows it.
+        let before = self.seen.get(&register).copied().unwrap_or(0);
+        if let (Ok(()), Ok((_, version))) = (answer, self.look(register).await) {
+            self.sees(register, version);
+            if version <= before {
+                self.world.violation(format!("node {} does not show what was written there: {text}", self.node + 1));
+            }
+        }
+    }
+
+    fn write_returned(&self, value: u64, begun: Begun, act: Act, answer: &Result<(), Refusal>) {
         let mut history = self.world.history();
-        history.told(value, told(&answer, Told::Done));
-        let done = |done| version.map(|version| Act::Swap { version, value, done: Some(done) });
+        history.told(value, told(answer, Told::Done));
+        let ended = |is_done| match act {
+            Act::Swap { version, value, .. } => Act::Swap { version, value, done: Some(is_done) },
+            plain => plain,
+        };
         match answer {
-            Ok(()) => history.returned(begun, done(true).or(Some(act))),
+            Ok(()) => history.returned(begun, Some(ended(true))),
             Err(refusal) if refusal.code == Code::TimedOut => {}
-            Err(refusal) if refusal.code == Code::Stale => history.returned(begun, done(false)),
+            Err(refusal) if refusal.code == Code::Stale => history.returned(begun, Some(ended(false))),
             Err(_) => history.returned(begun, None),
         }
     }
@@ -144,7 +159,8 @@ impl Worker {
             (random.percent(40), random.pick(&restarts).copied().unwrap_or_default(), ha)
         };
         let key = if keyed { format!(" id=k{token}") } else { String::new() };
-        let text = format!("image=tiny memory=512M restart={restart} ha={ha} grace={token}ms{key}");
+        let disk = if self.world.random().percent(25) { " disk=1M" } else { "" };
+        let text = format!("image=tiny memory=512M restart={restart} ha={ha}{disk} grace={token}ms{key}");
         self.world.history().submit(token, format!("vms/new {text}"), keyed);
         let answer = self.tree.ask("vms/new", &text).await.map(drop);
         let told = told(&answer, Told::Done);
@@ -187,7 +203,7 @@ impl Worker {
     async fn tell_node(&mut self) {
         let (node, verb) = {
             let mut random = self.world.random();
-            let verbs = ["drain", "cordon", "undrain", "undrain"];
+            let verbs = ["drain", "cordon", "undrain", "undrain", "demote", "promote", "promote"];
             (name_of(random.index(self.world.nodes)), random.pick(&verbs).copied().unwrap_or_default())
         };
         let _ = self.tree.write(&format!("nodes/{node}/ctl"), verb).await;

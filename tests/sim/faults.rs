@@ -154,7 +154,11 @@ impl Faults {
             Kind::Lag => world.raft().members[node].lags_until = world.now() + lasts,
             Kind::Mishap => drop(world.machines().mishap(&world)),
             Kind::WallJump => {
-                let by = world.random().below(20_000) as i64 - 10_000;
+                let by = {
+                    let mut random = world.random();
+                    let most = if random.percent(15) { 7_200_000 } else { 10_000 };
+                    random.below(2 * most) as i64 - most as i64
+                };
                 simulation.clocks[node].jump(by);
             }
             Kind::WallStops => simulation.clocks[node].freeze(world.now() + lasts),

@@ -5,15 +5,16 @@
 
 use crate::world::World;
 use async_trait::async_trait;
-use blixard::engine::host::{HostError, Processes};
+use blixard::engine::host::deadline::{allows, note_fenced, open, read};
+use blixard::engine::host::{BootClock, HostError, Processes};
 use blixard::engine::hypervisor::{
-    Capabilities, Console, Exit, Hypervisor, HypervisorError, Instance, Machine, Record, Running, Spawned,
+    Capabilities, Console, Exit, Fence, Hypervisor, HypervisorError, Instance, Machine, Record, Running, Spawned,
 };
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{broadcast, mpsc, watch};
 
@@ -56,7 +57,9 @@ struct Simulation {
     /// It ignores the power button.
     deaf: bool,
     /// It ends when its host's lease does.
-    fenced: bool,
+    fence: Option<Fence>,
+    /// When its fence looks at the deadline again, by the host's boot-time clock.
+    looks_at_ns: AtomicU64,
 }
 
 impl Simulation {
@@ -72,8 +75,6 @@ pub struct Machines {
     dying: BTreeMap<(u64, u32), ()>,
     last_pid: u32,
     moods: BTreeMap<usize, Mood>,
-    /// When the lease of each host is over, by its boot-time clock, in microseconds, as far as the host knows.
-    deadlines: BTreeMap<usize, u64>,
     pub launches: u64,
     /// Machines that a fence has ended.
     pub fenced: u64,
@@ -99,29 +100,10 @@ impl Machines {
         self.moods.clear();
     }
 
-    /// The host knows that its lease lasts until then.
-    pub fn extend(&mut self, host: usize, deadline_us: u64) {
-        let deadline = self.deadlines.entry(host).or_default();
-        *deadline = deadline_us.max(*deadline);
-    }
-
-    fn is_leased(&self, world: &World, host: usize) -> bool {
-        let now = world.hosts[host].boot_us.load(Ordering::Relaxed);
-        self.deadlines.get(&host).is_some_and(|deadline| now < *deadline)
-    }
-
     /// What was killed some time ago is gone; so is what its fence ends, whether anybody looks after it or not.
     pub fn step(&mut self, world: &World) {
-        let over: Vec<u32> = self
-            .all
-            .iter()
-            .filter(|(_, machine)| machine.fenced && !self.is_leased(world, machine.host))
-            .map(|(pid, _)| *pid)
-            .collect();
-        for pid in over {
-            self.fenced += 1;
-            self.end(world, pid, Exit::Killed);
-        }
+        let fenced: Vec<Arc<Simulation>> = self.all.values().filter(|m| m.fence.is_some()).cloned().collect();
+        fenced.iter().for_each(|machine| self.look_at_deadline(world, machine));
         let now = world.now();
         while let Some(entry) = self.dying.first_entry().filter(|entry| entry.key().0 <= now) {
             let ((_, pid), ()) = entry.remove_entry();
@@ -161,13 +143,33 @@ impl Machines {
         for pid in pids {
             self.end(world, pid, Exit::Killed);
         }
-        self.deadlines.remove(&host);
+    }
+
+    /// A fence does what it does whether the daemon lives or not: it sleeps until the deadline that it has read, and reads again.
+    fn look_at_deadline(&mut self, world: &World, machine: &Simulation) {
+        let (Some(fence), clock) = (&machine.fence, BootTime::of(world, machine.host)) else { return };
+        if clock.now_ns() < machine.looks_at_ns.load(Ordering::Relaxed) {
+            return;
+        }
+        match open(&fence.deadline).and_then(|file| read(&file)) {
+            Ok(term) if term.allows(fence.tenure, clock.now_ns()) => {
+                machine.looks_at_ns.store(term.ends_ns, Ordering::Relaxed);
+            }
+            _ => {
+                self.fenced += 1;
+                if let Err(error) = note_fenced(&machine.run_dir) {
+                    world.violation(format!("that a machine was fenced can't be noted: {error}"));
+                }
+                self.end(world, machine.record.pid, Exit::Fenced);
+            }
+        }
     }
 
     /// None: it would be fenced, and the host's lease is over.
     fn launch(&mut self, world: &World, host: usize, machine: &Machine) -> Option<Arc<Simulation>> {
-        let fenced = world.reference().fenced.contains(&(machine.vm, machine.generation));
-        if fenced && !self.is_leased(world, host) {
+        if let Some(fence) = &machine.fence
+            && !allows(&fence.deadline, fence.tenure, &BootTime::of(world, host))
+        {
             return None;
         }
         self.last_pid += 1;
@@ -185,7 +187,8 @@ impl Machines {
             is: watch::Sender::new(Is::default()),
             ready_at: world.now() + random.between(50, 3_000),
             deaf: random.percent(10),
-            fenced,
+            fence: machine.fence.clone(),
+            looks_at_ns: AtomicU64::new(0),
         });
         drop(random);
         world.note(format_args!("vm {} generation {} begins on node {}", machine.vm, machine.generation, host + 1));
@@ -218,6 +221,21 @@ fn power_off(machine: &Simulation) {
     machine.is.send_modify(|is| {
         is.exit.get_or_insert(Exit::PoweredOff);
     });
+}
+
+/// What a host's boot-time clock shows at a moment.
+struct BootTime(u64);
+
+impl BootTime {
+    fn of(world: &World, host: usize) -> BootTime {
+        BootTime(world.hosts[host].boot_us.load(Ordering::Relaxed) * 1_000)
+    }
+}
+
+impl BootClock for BootTime {
+    fn now_ns(&self) -> u64 {
+        self.0
+    }
 }
 
 fn boot_id(world: &World, host: usize) -> String {
@@ -324,7 +342,7 @@ impl Hypervisor for HostMachines {
     async fn launch(&self, machine: &Machine, spawned: Spawned<'_>) -> Result<Arc<dyn Instance>, HypervisorError> {
         let launch = async {
             let launched = self.world.machines().launch(&self.world, self.host, machine);
-            let simulation = launched.ok_or_else(|| failed("its fence, for want of a lease,"))?;
+            let simulation = launched.ok_or(HypervisorError::NoLease)?;
             // It can be cut off here: there is a process, and nothing says so.
             self.world.shuffle().await;
             if let Err(error) = spawned(&simulation.record) {

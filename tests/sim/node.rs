@@ -57,6 +57,8 @@ struct Life {
     slot: Arc<Slot>,
     /// The newest entry that was seen of it.
     seen: u64,
+    /// Its events were seen up to this entry, if any were.
+    told: Option<u64>,
 }
 
 /// See the module.
@@ -127,7 +129,7 @@ impl Node {
         });
         self.world.note(format_args!("node {} begins life {}", self.index + 1, self.lives));
         (self.missed_ms, self.begins_at) = (0, None);
-        self.life = Some(Life { runtime, begun, at_ms: 0, slot, seen: 0 });
+        self.life = Some(Life { runtime, begun, at_ms: 0, slot, seen: 0, told: None });
         Ok(())
     }
 
@@ -136,6 +138,12 @@ impl Node {
         self.world.raft().end(self.index);
         self.life = None;
         self.stopped_until = 0;
+    }
+
+    /// The host has begun anew: what was kept in its memory is gone.
+    pub fn forget_deadline(&self) {
+        // There may have been none.
+        let _ = std::fs::remove_file(self.folder.join("deadline"));
     }
 
     /// Lets it run on for so many milliseconds of its own clock. `polls`: then stops it in the midst of whatever it does after so many steps.
@@ -179,18 +187,11 @@ impl Node {
             self.world.violation(format!("node {} goes back from {} to {}", self.index + 1, life.seen, state.seq()));
         }
         life.seen = state.seq();
+        life.told = self.world.reference().compare_events(&self.world, self.index, &engine, life.told);
         let digest = engine.digest_of(state.seq()).unwrap_or_default();
         let short = digest.get(..8).unwrap_or_default();
         self.world.note(format_args!("node {} shows {} {short}", self.index + 1, state.seq()));
-        let reference = self.world.reference();
-        reference.compare(&self.world, self.index, &state);
-        // Its own renewal has come through: what is fenced may go on for so long.
-        let node = NodeId(self.index as u64 + 1);
-        let renewed = state.node(node).and_then(|known| reference.lease_ends(node, known.lease, self.lives));
-        drop(reference);
-        if let Some(deadline_us) = renewed {
-            self.world.machines().extend(self.index, deadline_us);
-        }
+        self.world.reference().compare(&self.world, self.index, &state);
     }
 }
 
@@ -225,7 +226,7 @@ async fn live(
         // It takes a quorum to come up.
         Err(why) => return End::Again(why),
     };
-    let workers = world.random().between(1, 3);
+    let workers = world.random().between(1, 3) + u64::from(world.nodes < 5);
     for _ in 0..workers {
         let tree = Client::new(server.clone());
         let worker = Worker { world: world.clone(), node: index, tree, seen: BTreeMap::new() };

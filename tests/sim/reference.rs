@@ -1,7 +1,8 @@
 //! The log once more, applied where nothing goes wrong: what it must have led to on every node, and the rules that hold entry by entry.
 
 use crate::world::World;
-use blixard::engine::state::{Command, Entry, Lease, NodeId, Reply, State, VmId};
+use blixard::engine::state::{Command, Entry, Event, NodeId, Reply, State, VmId};
+use blixard::engine::{Engine, Events};
 use blixard::ipam::QUARANTINE_MS;
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,11 +26,11 @@ pub struct Reference {
     /// By the token in the command.
     pub effects: BTreeMap<u64, Effect>,
     released: BTreeMap<IpAddr, u64>,
-    /// When its holder first submitted a renewal, by its boot clock, in microseconds, and in which life.
-    renewals: BTreeMap<(NodeId, u64), (u64, u64)>,
+    /// When its holder first submitted a renewal, by its boot clock, in microseconds.
+    renewals: BTreeMap<(NodeId, u64), u64>,
     pub expiries: u64,
-    /// Generations that were begun to be fenced: each as (vm, generation).
-    pub fenced: BTreeSet<(u64, u64)>,
+    /// What has happened, in order.
+    events: Vec<Event>,
 }
 
 /// Hashing a state costs as much as a snapshot: of so many entries one is hashed.
@@ -55,7 +56,7 @@ impl Reference {
             for command in &entry.commands {
                 if let Command::LeaseRenew { counter, .. } = command {
                     let now = world.hosts[node].boot_us.load(Ordering::Relaxed);
-                    self.renewals.entry((entry.id.node, *counter)).or_insert((now, entry.id.boot));
+                    self.renewals.entry((entry.id.node, *counter)).or_insert(now);
                 }
             }
         }
@@ -74,7 +75,8 @@ impl Reference {
     fn take(&mut self, world: &World, entry: &Entry) {
         let before = self.state.clone();
         let seq = before.seq() + 1;
-        let (after, outcome, _events) = before.apply(seq, entry);
+        let (after, outcome, events) = before.apply(seq, entry);
+        self.events.extend(events);
         self.state = after;
         let said = match &outcome {
             Ok(_) => "taken".to_owned(),
@@ -103,7 +105,7 @@ impl Reference {
                 self.rule(world, &before, entry, command, &reply);
             }
         }
-        self.changes(&before);
+        self.releases(&before);
     }
 
     /// What must be true of a command that was taken.
@@ -147,7 +149,7 @@ impl Reference {
         let newest = self.state.node(node).map_or(0, |node| node.lease.counter);
         let index = usize::try_from(node.0 - 1).unwrap_or(usize::MAX);
         let now = world.hosts.get(index).map_or(0, |host| host.boot_us.load(Ordering::Relaxed));
-        let begun = self.renewals.get(&(node, newest)).map_or(0, |(begun, _)| *begun);
+        let begun = self.renewals.get(&(node, newest)).copied().unwrap_or(0);
         if now < begun + length_ms * 1_000 {
             world.violation(format!(
                 "the lease {counter} of node {node} is said to be over {} ms after number {newest} of {length_ms} ms had begun",
@@ -156,20 +158,12 @@ impl Reference {
         }
     }
 
-    /// When a lease is over by its holder's boot clock, in microseconds, if it was renewed in this life of it.
-    pub fn lease_ends(&self, node: NodeId, lease: Lease, life: u64) -> Option<u64> {
-        let (begun, renewed_by) = self.renewals.get(&(node, lease.counter))?;
-        (*renewed_by == life).then_some(begun + lease.length_ms * 1_000)
-    }
-
-    /// Addresses that came free by this entry, and generations that began.
-    fn changes(&mut self, before: &State) {
+    /// Addresses that came free by this entry.
+    fn releases(&mut self, before: &State) {
         let now = self.state.now().millis();
         for (old, new) in self.state.vms_changed_since(before) {
-            match (old, new) {
-                (Some(old), None) => self.released.extend(old.ip.map(|ip| (ip, now))),
-                (_, Some(new)) if new.fenced => drop(self.fenced.insert((new.id.0, new.generation))),
-                _ => {}
+            if let (Some(old), None) = (old, new) {
+                self.released.extend(old.ip.map(|ip| (ip, now)));
             }
         }
     }
@@ -182,6 +176,23 @@ impl Reference {
                 node + 1,
                 state.seq()
             ));
+        }
+    }
+
+    /// A node tells of events: all of them, in their order, from where it began, or after what it says that it has lost. Up to which entry.
+    pub fn compare_events(&self, world: &World, node: usize, engine: &Engine, after: Option<u64>) -> Option<u64> {
+        let from = after.unwrap_or(0);
+        match engine.events_after(from, usize::MAX) {
+            Events::Lost { oldest } => Some(oldest),
+            Events::Some(told) => {
+                let newest = told.last().map_or(from, |event| event.seq);
+                let begin = self.events.partition_point(|event| event.seq <= from);
+                let end = self.events.partition_point(|event| event.seq <= newest);
+                if self.events.get(begin..end) != Some(&told[..]) {
+                    world.violation(format!("node {} tells other events after entry {from} than there were", node + 1));
+                }
+                Some(newest)
+            }
         }
     }
 

@@ -5,7 +5,7 @@ use crate::faults::Faults;
 use crate::node::{End, Node, name_of};
 use crate::world::World;
 use blixard::engine::state::{
-    Actual, By, Command, Conditions, ENTRY_FORMAT, NodeRole, NodeVerb, Reply, Schedule, VmSpec,
+    Actual, By, Command, Conditions, ENTRY_FORMAT, NodeRole, NodeVerb, Reply, Schedule, Vm, VmSpec,
 };
 use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
@@ -121,6 +121,7 @@ impl Simulation {
 
     pub fn power_fails(&mut self, index: usize, away_ms: u64) {
         self.kill(index, away_ms);
+        self.nodes[index].forget_deadline();
         self.world.machines().power_fails(&self.world, index);
         self.world.hosts[index].reboots.fetch_add(1, Ordering::Relaxed);
     }
@@ -238,7 +239,7 @@ impl Simulation {
                 return Some(format!("node {} is not taken for there", index + 1));
             }
         }
-        if let Some(vm) = state.vms().find(|vm| !vm.settled()) {
+        if let Some(vm) = state.vms().find(|vm| !vm.settled() && !waits_for_room(vm)) {
             return Some(format!("vm {} is {} and is to be {}: {:?}", vm.id, vm.actual, vm.desired, vm.error));
         }
         let should = |actual: Actual| matches!(actual, Actual::Running | Actual::Paused);
@@ -301,6 +302,11 @@ impl Simulation {
             }
         }
     }
+}
+
+/// Its disk is on a node that has no room for it: only when others there end, it can begin.
+fn waits_for_room(vm: &Vm) -> bool {
+    vm.actual == Actual::Waiting && !vm.is_free()
 }
 
 /// Runs a seed to its end, in this process: it is deterministic only if nothing else was done in it before.
