@@ -225,6 +225,21 @@ async fn snapshots_are_made_the_log_is_cut_and_a_start_from_them_gives_the_same_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_is_made_when_somebody_wants_one() {
+    let (engine, log) = cluster().await;
+    engine.submit(root(), user("ann")).await.unwrap();
+    assert!(log.snapshot().await.unwrap().is_none(), "none is due for long");
+    engine.snapshot();
+    engine.submit(root(), user("bob")).await.unwrap();
+    let late = tokio::time::Instant::now() + PATIENCE;
+    while log.snapshot().await.unwrap().is_none() {
+        assert!(tokio::time::Instant::now() < late, "no snapshot was made");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(log.snapshot().await.unwrap().unwrap().seq, *engine.changes().borrow());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_lost_its_end_is_refused_with_advice() {
     let (engine, log) = cluster().await;
     engine.submit(root(), user("ann")).await.unwrap();

@@ -20,6 +20,7 @@ use futures::FutureExt;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
@@ -78,6 +79,8 @@ struct Shared {
     options: Options,
     /// A place for each backup that is being read.
     backups: Arc<Semaphore>,
+    /// A snapshot is wanted with the next entry.
+    snapshot_wanted: Arc<AtomicBool>,
     failed: watch::Receiver<Option<Failure>>,
     /// None once closed.
     tasks: Mutex<Option<Tasks>>,
@@ -134,7 +137,9 @@ impl Engine {
         let waiters = Arc::new(Waiters::default());
         let (submissions, queue) = Submissions::new(waiters.clone(), clock.clone(), node, boot);
         let (applied, applied_receiver) = watch::channel(0);
-        let (snapshots, asked) = SnapshotKeeper::new(options.snapshot_every_records, options.snapshot_every_bytes);
+        let snapshot_wanted = Arc::new(AtomicBool::new(false));
+        let (snapshots, asked) =
+            SnapshotKeeper::new(options.snapshot_every_records, options.snapshot_every_bytes, snapshot_wanted.clone());
         let appender = Appender { queue, log: log.clone(), waiters: waiters.clone(), applied: applied_receiver };
         let audit = recorder.clone();
         let applier = Applier {
@@ -159,7 +164,8 @@ impl Engine {
         let submissions = Mutex::new(Some(Arc::new(submissions)));
         let tasks = Mutex::new(Some(tasks));
         let backups = Arc::new(Semaphore::new(BACKUPS_MAX));
-        let shared = Arc::new(Shared { view, log, clock, submissions, trail, options, backups, failed, tasks });
+        let shared =
+            Arc::new(Shared { view, log, clock, submissions, trail, options, backups, snapshot_wanted, failed, tasks });
         let engine = Engine { shared };
         engine.begin(node, boot).await?;
         Ok(engine)
@@ -357,6 +363,12 @@ impl Engine {
             Ok(lines) => lines.map_err(|error| Refusal::fault(format!("invalid answer from the disk: {error}"))),
             Err(_elapsed) => Err(Refusal::again("busy: the audit trail is being written; try again")),
         }
+    }
+
+    /// Has a snapshot of the state written into the log with the next entry, which the next renewal of a lease is at the latest, and the log
+    /// cut behind the one before it. It is the node that leads which writes them: elsewhere this does nothing.
+    pub fn snapshot(&self) {
+        self.shared.snapshot_wanted.store(true, Ordering::Relaxed);
     }
 
     /// Begins to read a backup of what [`Engine::state`] shows now.

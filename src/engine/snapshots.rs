@@ -5,6 +5,7 @@ use super::blocking;
 use super::log::{AppendError, Log, Record, Role};
 use super::replica::Replica;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::mpsc;
 
 /// Decides, on the applier's side, when a snapshot is due, and hands a version of the state to the task.
@@ -15,27 +16,34 @@ pub(super) struct SnapshotKeeper {
     /// Records and bytes since the last one.
     records: u64,
     bytes: u64,
+    /// Somebody wants one now.
+    wanted: Arc<AtomicBool>,
     task: mpsc::Sender<Replica>,
 }
 
 impl SnapshotKeeper {
     /// And where [`write_snapshots`] hears of it: with room for one, since while one is being written none is due.
-    pub(super) fn new(every_records: u64, every_bytes: u64) -> (SnapshotKeeper, mpsc::Receiver<Replica>) {
+    pub(super) fn new(
+        every_records: u64,
+        every_bytes: u64,
+        wanted: Arc<AtomicBool>,
+    ) -> (SnapshotKeeper, mpsc::Receiver<Replica>) {
         let (task, asked) = mpsc::channel(1);
-        (SnapshotKeeper { every_records, every_bytes, records: 0, bytes: 0, task }, asked)
+        (SnapshotKeeper { every_records, every_bytes, records: 0, bytes: 0, wanted, task }, asked)
     }
 
     /// Counts records just applied, and asks for a snapshot if one is due. Never waits.
     pub(super) fn consider(&mut self, replica: &Replica, records: &[Record]) {
         self.records += records.len() as u64;
         self.bytes += records.iter().map(|record| record.bytes.len() as u64).sum::<u64>();
-        if self.records < self.every_records && self.bytes < self.every_bytes {
+        let wanted = self.wanted.load(Ordering::Relaxed);
+        if self.records < self.every_records && self.bytes < self.every_bytes && !wanted {
             return;
         }
         // A version of the state costs a few reference counts. If the task is still at work, it is asked again later.
         if self.task.try_send(replica.clone()).is_ok() {
-            self.records = 0;
-            self.bytes = 0;
+            (self.records, self.bytes) = (0, 0);
+            self.wanted.store(false, Ordering::Relaxed);
         }
     }
 }

@@ -1,7 +1,9 @@
 //! `/`: the cluster's own files, and the directories of the kinds.
 
 use super::table::{Asked, Content, File, Kind};
+use super::verbs::{Act, Attributes, Deed, Verb};
 use super::{events, streams};
+use crate::engine::log::Role;
 use crate::engine::state::{Actual, ENTRY_FORMAT, Operation, RaftId, STATE_FORMAT};
 use crate::text::{Refusal, kv::KeyValues, time::rfc3339};
 
@@ -45,7 +47,31 @@ pub(super) static FILES: &[File] = &[
         content: Content::Private(super::backup::open, false),
         help: "read it to get a consistent backup of the whole state",
     },
+    File { number: 11, name: "ctl", content: Content::Ctl(VERBS), help: "cluster verbs; read it for them" },
 ];
+
+/// What can be done to the cluster as a whole; the rest is done to its nodes and users.
+static VERBS: &[Verb] = &[Verb {
+    name: "snapshot",
+    attributes: &[],
+    help: "write a snapshot of the state into the log now, and cut the log behind the one before; on the node that leads",
+    act: Act::Local(snapshot),
+}];
+
+fn snapshot(asked: &Asked<'_>, _attributes: &Attributes<'_>) -> Result<Deed, Refusal> {
+    let engine = asked.server.engine().clone();
+    let health = engine.health();
+    if health.role != Role::Leader {
+        let leads = health.leader.and_then(|raft| asked.state.node_of_raft(RaftId(raft)));
+        let whose =
+            leads.map_or("of the node that leads".to_owned(), |node| format!("of node '{}', which leads", node.name));
+        return Err(Refusal::busy(format!("busy: this node does not write snapshots: write this to the ctl {whose}")));
+    }
+    Ok(Box::new(move || {
+        engine.snapshot();
+        Ok(())
+    }))
+}
 
 /// What is said of two or four.
 const EVEN_VOTERS: &str =

@@ -21,6 +21,7 @@ const TABLE: &str = "
 /events             rw  rw  rw  rw  -
 /log                rw  rw  rw  rw  -
 /backup             r   0   0   0   -
+/ctl                rw  r   r   r   -
 /status             r   r   r   r   -
 /clock              r   r   r   r   -
 /vms                l   l   l   l   l
