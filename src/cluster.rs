@@ -13,7 +13,7 @@ use crate::peers::host_and_port;
 use crate::text::{Code, Refusal};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::os::unix::fs::DirBuilderExt;
@@ -22,6 +22,20 @@ use std::path::{Path, PathBuf};
 /// What a token begins with: what it is, and in which form.
 const TOKEN_BEGINS: &str = "blixard1.";
 
+/// The first node of a cluster.
+#[derive(Debug, Clone, Args)]
+pub struct First {
+    /// Where everything is to be kept
+    #[arg(long, env = "BLIXARD_DATA", value_name = "DIR", default_value = "/var/lib/blixard")]
+    pub data: PathBuf,
+    /// The node's name; default: the machine's
+    #[arg(long, value_name = "NODE")]
+    pub node: Option<String>,
+    /// The name or address of this machine by which other nodes will reach it, as alpha or 10.0.0.1!5640; without, it stays alone
+    #[arg(long, value_name = "HOST[!PORT]")]
+    pub advertise: Option<String>,
+}
+
 /// What to do.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Verb {
@@ -29,15 +43,9 @@ pub enum Verb {
     Init {
         /// The cluster's name
         name: String,
-        /// Where everything is to be kept
-        #[arg(long, env = "BLIXARD_DATA", value_name = "DIR", default_value = "/var/lib/blixard")]
-        data: PathBuf,
-        /// The node's name; default: the machine's
-        #[arg(long, value_name = "NODE")]
-        node: Option<String>,
-        /// The name or address of this machine by which other nodes will reach it, as alpha or 10.0.0.1!5640; without, it stays alone
-        #[arg(long, value_name = "HOST[!PORT]")]
-        advertise: Option<String>,
+        /// Where and as what
+        #[command(flatten)]
+        first: First,
     },
     /// Print a token with which one machine may join: there, blixard serve --join TOKEN --advertise HOST
     Invite {
@@ -87,17 +95,25 @@ pub fn init(name: &str, data: &Path, node: &str, advertise: Option<&str>) -> Res
     let address = advertise.map(member::address).transpose().map_err(ClusterError::Refused)?.unwrap_or_default();
     let member = Member::first(name, node, &address).map_err(ClusterError::Refused)?;
     let hosts = hosts_of(&address)?;
-    // The member file comes last: without it the authority of an interrupted beginning is nobody's.
-    match ca::begin(data, node, &hosts) {
-        Err(CaError::Exists(_)) => ca::issue_own(data, node, &hosts)?,
-        begun => begun?,
-    }
+    begin_authority(data, node, &hosts)?;
+    // It comes last: without it the authority of an interrupted beginning is nobody's.
     member.write(data)?;
     let then = match address.is_empty() {
         true => "it is alone until it is started with --advertise HOST".to_owned(),
         false => format!("others will reach it at {address}; 'blixard cluster invite' lets one in"),
     };
     Ok(format!("cluster '{name}' begins with node '{node}' in {}: {then}\nstart it: blixard serve\n", data.display()))
+}
+
+/// Begins the authority of a new cluster; one that an interrupted beginning has left is taken.
+///
+/// # Errors
+/// The authority's.
+pub fn begin_authority(data: &Path, node: &str, hosts: &[String]) -> Result<(), CaError> {
+    match ca::begin(data, node, hosts) {
+        Err(CaError::Exists(_)) => ca::issue_own(data, node, hosts),
+        begun => begun,
+    }
 }
 
 /// The hosts of a certificate for an address.

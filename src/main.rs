@@ -164,10 +164,10 @@ fn main() -> ExitCode {
             let attrs = vec![format!("role={role}"), format!("expires={expires}")];
             return cli::run(&line.at, &cli::Verb::New { kind: "nodes".to_owned(), attrs, wait: None });
         }
-        Command::Cluster(cluster::Verb::Init { name, data, node, advertise }) => {
-            let node = node.map_or_else(config::machine_name, Ok);
+        Command::Cluster(cluster::Verb::Init { name, first }) => {
+            let node = first.node.map_or_else(config::machine_name, Ok);
             let begun = node.and_then(|node| {
-                cluster::init(&name, &data, &node, advertise.as_deref()).map_err(|error| error.to_string())
+                cluster::init(&name, &first.data, &node, first.advertise.as_deref()).map_err(|error| error.to_string())
             });
             begun.and_then(|text| print(&text))
         }

@@ -3,8 +3,8 @@
 //! The authority, the secrets of the store and the network of the stores are new: nothing of the old cluster gets in here by mistake. A file
 //! that can't be used is refused before anything is written. Knows `ca`, `cluster`, `member` and `engine`.
 
-use crate::ca::{self, CaError};
-use crate::cluster::{ClusterError, hosts_of};
+use crate::ca::CaError;
+use crate::cluster::{ClusterError, First, begin_authority, hosts_of};
 use crate::engine::backup::{self, BackupError, Head};
 use crate::engine::log::{AppendError, HiqliteLog, Log, LogError, Member as StoreMember, OpenOptions};
 use crate::engine::state::restored::FirstNode;
@@ -22,15 +22,9 @@ use std::path::{Path, PathBuf};
 pub struct Arguments {
     /// The backup: cat /n/blixard/backup > FILE
     file: PathBuf,
-    /// Where everything is to be kept
-    #[arg(long, env = "BLIXARD_DATA", value_name = "DIR", default_value = "/var/lib/blixard")]
-    data: PathBuf,
-    /// The node's name; default: the machine's
-    #[arg(long, value_name = "NODE")]
-    node: Option<String>,
-    /// The name or address of this machine by which other nodes will reach it, as alpha or 10.0.0.1!5640; without, it stays alone
-    #[arg(long, value_name = "HOST[!PORT]")]
-    advertise: Option<String>,
+    /// Where and as what
+    #[command(flatten)]
+    first: First,
     /// Only say whether it is whole, and what is in it
     #[arg(long, conflicts_with_all = ["node", "advertise"])]
     check: bool,
@@ -86,7 +80,7 @@ pub enum RestoreError {
 /// # Errors
 /// See [`RestoreError`].
 pub fn run(arguments: &Arguments, machine: impl FnOnce() -> Result<String, String>) -> Result<String, RestoreError> {
-    let Arguments { file, data, node, advertise, check } = arguments;
+    let Arguments { file, first: First { data, node, advertise }, check } = arguments;
     let damaged = |source| RestoreError::Backup { path: file.clone(), source };
     let opened = File::open(file).map_err(|error| damaged(error.into()))?;
     let (head, state) = backup::read(opened).map_err(damaged)?;
@@ -148,11 +142,7 @@ fn write(data: &Path, member: &Member, state: &State) -> Result<(), RestoreError
 
 fn begin(data: &Path, log: &Path, member: &Member, state: &State) -> Result<(), RestoreError> {
     let hosts = hosts_of(&member.address)?;
-    // As of a new cluster: an authority that a former try has begun is nobody's.
-    match ca::begin(data, &member.name, &hosts) {
-        Err(CaError::Exists(_)) => ca::issue_own(data, &member.name, &hosts)?,
-        begun => begun?,
-    }
+    begin_authority(data, &member.name, &hosts)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| RestoreError::Io("no runtime", error))?;
     let written = runtime.block_on(fill(log, member, state));

@@ -2,7 +2,7 @@
 
 use super::mistake::Source;
 use super::{Config, Hypervisor, VARIABLE_PREFIX};
-use crate::text::{Dial, dial::UNIX_PATH_BYTES_MAX, duration, name, nearest, size, trace_level, unknown};
+use crate::text::{Dial, dial::UNIX_PATH_BYTES_MAX, duration, name, nearest, percent, size, trace_level, unknown};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -186,8 +186,8 @@ pub(super) const KEYS: &[Key] = &[
         kind: Kind::Text,
         many: false,
         allowed: "a difference in speed from 1% to 100%, as \"20%\"",
-        set: |config, texts| one(&mut config.lease.drift_percent, texts, percent),
-        get: |config| format!("{}%", config.lease.drift_percent),
+        set: |config, texts| one(&mut config.lease.drift_percent, texts, drift_percent),
+        get: |config| percent::print(config.lease.drift_percent),
     },
     Key {
         name: "lease.grace",
@@ -374,8 +374,8 @@ fn within(text: &Text, range_ms: RangeInclusive<u64>) -> Result<u64, String> {
     }
 }
 
-fn percent(text: &Text) -> Result<u32, String> {
-    let number = text.text.strip_suffix('%').and_then(|n| n.parse().ok()).filter(|n| LEASE_DRIFT_PERCENT.contains(n));
+fn drift_percent(text: &Text) -> Result<u32, String> {
+    let number = percent::parse(&text.text).ok().filter(|n| LEASE_DRIFT_PERCENT.contains(n));
     number.ok_or_else(|| {
         let (least, most) = (LEASE_DRIFT_PERCENT.start(), LEASE_DRIFT_PERCENT.end());
         format!("invalid difference '{}': it is from {least}% to {most}%", text.text.escape_debug())

@@ -5,8 +5,7 @@ use super::verbs::{Act, Attributes, Verb};
 use super::{events, invitations};
 use crate::engine::state::constraints::parse_labels;
 use crate::engine::state::{Command, Kind as Entity, Node, NodeChanges, NodeId, NodeVerb, Operation};
-use crate::text::attrs::shown;
-use crate::text::{Code, Refusal, columns::Table, duration, kv::KeyValues, size, time::rfc3339, trace_level};
+use crate::text::{Code, Refusal, columns::Table, duration, kv::KeyValues, percent, size, time::rfc3339, trace_level};
 
 static FILES: &[File] = &[
     File { number: 1, name: "list", content: Content::Live(list), help: "one line a node" },
@@ -108,19 +107,12 @@ static VERBS: &[Verb] = &[
     },
 ];
 
-fn percent(text: &str) -> Result<u32, Refusal> {
-    let digits =
-        text.strip_suffix('%').filter(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()));
-    let wrong = || Refusal::invalid(format!("invalid ratio '{}': it is in hundredths, as 150%", shown(text)));
-    digits.and_then(|digits| digits.parse().ok()).ok_or_else(wrong)
-}
-
 fn set(asked: &Asked<'_>, attributes: &Attributes<'_>) -> Result<Command, Refusal> {
     let changes = NodeChanges {
         labels: attributes.parsed("labels", parse_labels)?,
-        memory_percent: attributes.parsed("memory-ratio", percent)?,
-        cpus_percent: attributes.parsed("cpu-ratio", percent)?,
-        disk_percent: attributes.parsed("disk-ratio", percent)?,
+        memory_percent: attributes.parsed("memory-ratio", percent::parse)?,
+        cpus_percent: attributes.parsed("cpu-ratio", percent::parse)?,
+        disk_percent: attributes.parsed("disk-ratio", percent::parse)?,
     };
     if changes == NodeChanges::default() {
         return Err(Refusal::invalid("invalid set: there is no attribute to change; reading ctl shows which can be"));
@@ -159,19 +151,19 @@ fn status(asked: &Asked<'_>) -> Result<String, Refusal> {
         .line("entry-format", node.entry_format)
         .line("lease", lease_of(node))
         .line("schedule", node.schedule)
-        .line("vms", asked.state.vms_on(node.id).count())
+        .line("vms", asked.state.count_on(node.id))
         .maybe("moving", node.moving.map(|vm| format!("vms/{vm}")))
         .maybe("labels", Some(node.labels.join(",")).filter(|labels| !labels.is_empty()))
         .maybe("arch", Some(&node.arch).filter(|arch| !arch.is_empty()))
         .line("memory", size::print(node.memory_bytes))
-        .line("memory-ratio", format!("{}%", node.ratios.memory_percent))
+        .line("memory-ratio", percent::print(node.ratios.memory_percent))
         .line("memory-promised", size::print(promised.bytes))
         .line("cpus", node.cpus)
-        .maybe("cpu-ratio", node.ratios.cpus_percent.map(|ratio| format!("{ratio}%")))
+        .maybe("cpu-ratio", node.ratios.cpus_percent.map(percent::print))
         .line("vcpus-promised", promised.cpus)
         .maybe("vcpus-max", node.vcpus_max)
         .maybe("disk", Some(node.disk_bytes).filter(|bytes| *bytes > 0).map(size::print))
-        .line("disk-ratio", format!("{}%", node.ratios.disk_percent))
+        .line("disk-ratio", percent::print(node.ratios.disk_percent))
         .line("disk-promised", size::print(promised.disk_bytes))
         .line("changed", rfc3339(node.changed.millis()));
     for (vm, why) in asked.state.stays(node) {
@@ -218,7 +210,7 @@ fn list(asked: &Asked<'_>) -> Result<String, Refusal> {
             state_of(node).to_owned(),
             node.schedule.to_string(),
             node.role.to_string(),
-            asked.state.vms_on(node.id).count().to_string(),
+            asked.state.count_on(node.id).to_string(),
             node.hypervisor.clone(),
             size::print(node.memory_bytes),
             size::print(asked.state.promised(node.id).bytes),

@@ -44,22 +44,28 @@ impl Members {
         Members { name: name.to_owned(), identity, lines, peers, turn, there, client: Mutex::default() }
     }
 
-    /// The member that is followed now.
-    fn followed(&self) -> Result<Peer, String> {
+    /// The member whose turn it is.
+    fn followed(&self, turn: usize) -> Result<Peer, String> {
         let peers = self.peers.borrow();
-        let nth = self.turn.load(Ordering::SeqCst).checked_rem(peers.len()).unwrap_or_default();
+        let nth = turn.checked_rem(peers.len()).unwrap_or_default();
         peers.get(nth).cloned().ok_or_else(|| "this worker knows no member".to_owned())
     }
 
-    /// It has failed: the next one.
-    fn turn_to_another(&self) {
-        self.there.store(false, Ordering::SeqCst);
-        self.turn.fetch_add(1, Ordering::SeqCst);
-        self.client.lock().unwrap_or_else(PoisonError::into_inner).take();
+    fn turn(&self) -> usize {
+        self.turn.load(Ordering::SeqCst)
     }
 
-    async fn connect(&self) -> Result<Client, String> {
-        let Peer { address, .. } = self.followed()?;
+    /// Whose turn it was has failed: the next one. Of several who find that out the first is right, and the others would turn away from a
+    /// member that nobody has tried yet.
+    fn turn_to_another(&self, was: usize) {
+        if self.turn.compare_exchange(was, was.wrapping_add(1), Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+            self.there.store(false, Ordering::SeqCst);
+            self.client.lock().unwrap_or_else(PoisonError::into_inner).take();
+        }
+    }
+
+    async fn connect(&self, turn: usize) -> Result<Client, String> {
+        let Peer { address, .. } = self.followed(turn)?;
         let dial = format!("tls!{address}").parse().map_err(|error| format!("{address}: {error}"))?;
         let options = Options { identity: Some(self.identity.clone()), ..Options::default() };
         Client::connect_with(&dial, &options).await.map_err(|error| error.to_string())
@@ -74,18 +80,18 @@ impl Members {
         Ok(file)
     }
 
-    async fn kept(&self) -> Result<Arc<Client>, String> {
+    async fn kept(&self, turn: usize) -> Result<Arc<Client>, String> {
         let kept = self.client.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(client) = kept {
             return Ok(client);
         }
-        let client = Arc::new(self.connect().await?);
+        let client = Arc::new(self.connect(turn).await?);
         *self.client.lock().unwrap_or_else(PoisonError::into_inner) = Some(client.clone());
         Ok(client)
     }
 
-    async fn gather(&self, after: u64, max: usize) -> Result<Part, String> {
-        let client = self.kept().await?;
+    async fn gather(&self, turn: usize, after: u64, max: usize) -> Result<Part, String> {
+        let client = self.kept(turn).await?;
         let file = self.open(&client, after, flags::NONBLOCK).await?;
         let (mut gathering, mut lines) = (Gathering::default(), Splitter::default());
         let mut is_whole = false;
@@ -104,8 +110,8 @@ impl Members {
     }
 
     /// Follows a member's log from after a record, until it falls silent.
-    async fn follow_one(&self, last: &mut u64, publisher: &Publisher) -> Result<(), String> {
-        let client = self.connect().await?;
+    async fn follow_one(&self, turn: usize, last: &mut u64, publisher: &Publisher) -> Result<(), String> {
+        let client = self.connect(turn).await?;
         let file = self.open(&client, *last, 0).await?;
         let mut lines = Splitter::default();
         loop {
@@ -138,15 +144,16 @@ impl Members {
         stop: CancellationToken,
     ) -> Result<(), String> {
         loop {
+            let turn = self.turn();
             let followed = tokio::select! {
-                followed = self.follow_one(&mut last, &publisher) => followed,
+                followed = self.follow_one(turn, &mut last, &publisher) => followed,
                 () = stop.cancelled() => return Ok(()),
             };
             if let Err(why) = followed {
-                let member = self.followed().map(|peer| peer.address).unwrap_or_default();
+                let member = self.followed(turn).map(|peer| peer.address).unwrap_or_default();
                 tracing::warn!(member, why, "a member is not followed any more; another one is tried");
             }
-            self.turn_to_another();
+            self.turn_to_another(turn);
             tokio::select! {
                 () = tokio::time::sleep(AGAIN_AFTER) => {}
                 () = stop.cancelled() => return Ok(()),
@@ -182,15 +189,17 @@ impl Splitter {
 #[async_trait::async_trait]
 impl Upstream for Members {
     async fn part(&self, after: u64, max: usize) -> Result<Part, String> {
-        let part = self.gather(after, max).await;
+        let turn = self.turn();
+        let part = self.gather(turn, after, max).await;
         if part.is_err() {
-            self.turn_to_another();
+            self.turn_to_another(turn);
         }
         part
     }
 
     async fn ask(&self, question: Forwarded) -> Result<Answered, AppendError> {
-        let member = self.followed().map_err(AppendError::NotDone)?;
+        let turn = self.turn();
+        let member = self.followed(turn).map_err(AppendError::NotDone)?;
         let bytes = postcard::to_stdvec(&question).map_err(|error| AppendError::NotDone(error.to_string()))?;
         let is_read = question == Forwarded::Relayed(Box::new(Forwarded::Newest));
         let error = match self.lines.ask(member.raft, usize::from(is_read), &bytes, FORWARDED_BYTES_MAX).await {
@@ -202,7 +211,7 @@ impl Upstream for Members {
             Err(NoAnswer::Lost(why)) if is_read => AppendError::NotDone(why),
             Err(NoAnswer::Lost(why)) => AppendError::Unknown(why),
         };
-        self.turn_to_another();
+        self.turn_to_another(turn);
         Err(error)
     }
 

@@ -6,6 +6,7 @@ pub mod dial;
 pub mod duration;
 pub mod kv;
 pub mod name;
+pub mod percent;
 pub mod refusal;
 pub mod size;
 pub mod time;

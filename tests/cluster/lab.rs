@@ -351,6 +351,10 @@ impl Drop for Node {
             self.signal(Signal::CONT);
             self.kill();
         }
+        // What its fences looked at is in memory, and not below its folder.
+        if let Ok(file) = std::fs::read_link(self.data.join("deadline")) {
+            let _ = std::fs::remove_file(file);
+        }
     }
 }
 

@@ -336,6 +336,10 @@ impl Drop for Node {
         for (pid, _) in self.machines() {
             end(pid);
         }
+        // What its fences looked at is in memory, and not below its folder.
+        if let Ok(file) = std::fs::read_link(self.data().join("deadline")) {
+            let _ = std::fs::remove_file(file);
+        }
         let _ = rustix::mount::unmount(self.mount(), rustix::mount::UnmountFlags::DETACH);
         for object in self.host_objects() {
             if object.starts_with("/sys/class/net") {

@@ -171,6 +171,48 @@ fn without_room_they_wait_in_their_turn_and_say_why() {
     assert_eq!((cluster.is(huge).actual, node_of(&cluster, huge)), (Actual::Starting, Some(2)));
 }
 
+/// One that waits for another thing than room is in nobody's way.
+#[test]
+fn who_waits_for_an_image_keeps_nobody_else_waiting() {
+    let mut cluster = three();
+    for node in 1..=3 {
+        cluster.done(user("root"), node_verb(node, NodeVerb::Cordon));
+    }
+    cluster.done(By::Agent, image("rare"));
+    cluster.done(user("root"), node_verb(1, NodeVerb::Undrain));
+    let rare = runs(&mut cluster, VmSpec { image: "rare".to_owned(), ..quarter() });
+    let tiny = runs(&mut cluster, quarter());
+    cluster.done(user("root"), node_verb(1, NodeVerb::Cordon));
+    for vm in [rare, tiny] {
+        cluster.verb(vm, VmVerb::Stop { grace_ms: None }).unwrap();
+        cluster.verb(vm, VmVerb::Start).unwrap();
+        says(&mut cluster, vm, VmReport::Ended).unwrap();
+        assert_eq!(cluster.is(vm).actual, Actual::Waiting);
+    }
+    cluster.done(By::Agent, Command::ImageForget { name: "rare".to_owned() });
+    cluster.done(user("root"), node_verb(2, NodeVerb::Undrain));
+    assert_eq!((cluster.is(rare).actual, cluster.is(tiny).actual), (Actual::Waiting, Actual::Starting));
+    by(&mut cluster, 2, image("rare")).unwrap();
+    assert_eq!(node_of(&cluster, rare), Some(2));
+}
+
+/// What is too much for one entry is gone on with at the next, whatever that is about.
+#[test]
+fn a_drain_takes_many_that_rest_off_their_node() {
+    let mut cluster = three();
+    for _ in 0..600 {
+        let vm = placed_at(&mut cluster, "beta", VmSpec { memory_bytes: 32 << 20, ..spec() });
+        cluster.verb(vm, VmVerb::Kill).unwrap();
+        says(&mut cluster, vm, VmReport::Ended).unwrap();
+    }
+    cluster.done(user("root"), node_verb(2, NodeVerb::Drain));
+    assert!(cluster.state.vms_on(NodeId(2)).next().is_some(), "not all of them at once");
+    for _ in 0..3 {
+        renew_first(&mut cluster);
+    }
+    assert_eq!(cluster.state.node(NodeId(2)).unwrap().schedule, Schedule::Drained);
+}
+
 #[test]
 fn a_user_is_told_at_once_that_there_is_no_room() {
     let mut cluster = three();

@@ -1,7 +1,7 @@
 //! A command as text, for the audit trail: as its user might have written it, the object first.
 
 use super::{Command, Conditions, ConstraintChanges, Constraints, NodeChanges, NodeVerb, VmId, VmReport, VmVerb};
-use crate::text::{attrs::quote, duration, size, time::rfc3339};
+use crate::text::{attrs::quote, duration, percent, size, time::rfc3339};
 use std::fmt;
 
 impl fmt::Display for Command {
@@ -172,7 +172,7 @@ impl fmt::Display for NodeVerb {
 
 impl fmt::Display for NodeChanges {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let percent = |ratio: Option<u32>| ratio.map(|ratio| format!("{ratio}%"));
+        let percent = |ratio: Option<u32>| ratio.map(percent::print);
         attribute(f, "labels", self.labels.as_ref().map(|labels| labels.join(",")).as_deref())?;
         attribute(f, "memory-ratio", percent(self.memory_percent).as_deref())?;
         attribute(f, "cpu-ratio", percent(self.cpus_percent).as_deref())?;

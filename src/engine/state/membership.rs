@@ -8,7 +8,7 @@ use super::constraints::check_labels;
 use super::node::{NodeChanges, RATIO_PERCENT, Ratios, Schedule};
 use super::words::words;
 use super::{
-    About, Conditions, ENTRY_FORMAT, ENTRY_FORMAT_MIN, Kind, Node, NodeId, Operation, Reply, State, Subject, What,
+    About, Conditions, ENTRY_FORMAT, ENTRY_FORMAT_MIN, Kind, Node, NodeId, Operation, Reply, State, Subject, Vm, What,
 };
 use crate::mutants::{Mutant, planted};
 use crate::text::attrs::shown;
@@ -278,7 +278,7 @@ impl Work<'_> {
             ))),
             NodeVerb::Forget => {
                 self.check_majority_without(&node)?;
-                self.node_forgotten(&node)?;
+                self.each_on(id, |vm| vm.node_forgotten(&node.name))?;
                 self.node_remove(&node)
             }
             NodeVerb::Cordon | NodeVerb::Drain | NodeVerb::Undrain | NodeVerb::Leave => self.node_schedule(&node, verb),
@@ -418,7 +418,8 @@ impl Work<'_> {
             return Ok(Reply::Unchanged);
         }
         self.change_node_of(id, What::Lost, |node| (node.lease.expired, node.up) = (true, false))?;
-        self.node_lost(id)?;
+        // Those that it is sure to have ended begin elsewhere, or wait.
+        self.each_on(id, Vm::node_lost)?;
         Ok(Reply::Done)
     }
 

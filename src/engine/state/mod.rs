@@ -225,6 +225,11 @@ impl State {
         placed.filter_map(|(_, vm)| self.vms.get(vm))
     }
 
+    /// How many they are.
+    pub fn count_on(&self, node: NodeId) -> usize {
+        self.placed.range((node, VmId(0))..=(node, VmId(u64::MAX))).count()
+    }
+
     /// What is promised to guests on a node.
     pub fn promised(&self, node: NodeId) -> Promised {
         self.promised.get(&node).copied().unwrap_or_default()

@@ -9,8 +9,10 @@
 use super::apply::Work;
 use super::node::Schedule;
 use super::placement::{Placed, place, place_again, turn};
+use super::vm::Change;
 use super::{Actual, Node, NodeId, Reply, State, Vm, VmId, What};
 use crate::text::Refusal;
+use imbl::OrdSet;
 use serde::{Deserialize, Serialize};
 use std::ops::Bound;
 use std::sync::Arc;
@@ -67,36 +69,44 @@ impl Work<'_> {
             self.state.look = Look::default();
             return Ok(());
         }
-        let room_grew = self.state.look.again;
+        let (room_grew, mut goes_on) = (self.state.look.again, false);
         for id in self.state.draining.clone() {
-            self.drain_on(id, room_grew)?;
+            goes_on |= self.drain_on(id, room_grew)?;
         }
-        self.place_waiting()
+        self.place_waiting();
+        if goes_on {
+            self.room_grew();
+        }
+        Ok(())
     }
 
     /// Begins those that wait and for which there is room.
-    fn place_waiting(&mut self) -> Result<(), Refusal> {
+    fn place_waiting(&mut self) {
         let mut after = match &self.state.look {
             Look { after: Some(after), .. } => Bound::Excluded(*after),
             Look { again: true, .. } => Bound::Unbounded,
-            Look { .. } => return Ok(()),
+            Look { .. } => return,
         };
         if after == Bound::Unbounded {
             self.state.look.again = false;
         }
         let next: Vec<_> = self.state.waiting.range((after, Bound::Unbounded)).take(LOOKED_AT_MAX).copied().collect();
-        // Of those without constraints whoever wants as much as one for whom there was no room has none either.
-        let mut in_vain: Option<(u64, u32)> = None;
+        // Of one image, whoever wants as much as one without constraints for whom there was no room has none either.
+        let mut in_vain: Option<Vm> = None;
         for turn in &next {
             after = Bound::Excluded(*turn);
             let Some(vm) = self.state.vms.get(&turn.1).map(|vm| Vm::clone(vm)) else { continue };
-            let wants = (vm.spec.memory_bytes, vm.spec.cpus);
-            if in_vain.is_some_and(|(bytes, cpus)| wants.0 >= bytes && wants.1 >= cpus) {
+            let wants_no_less = |less: &Vm| {
+                vm.spec.image == less.spec.image
+                    && vm.spec.memory_bytes >= less.spec.memory_bytes
+                    && vm.spec.cpus >= less.spec.cpus
+            };
+            if in_vain.as_ref().is_some_and(wants_no_less) {
                 continue;
             }
             match place(&self.state, &vm, None) {
                 Ok(placed) => self.begin_at(vm, &placed, false),
-                Err(_) if vm.is_free() && vm.spec.constraints == Default::default() => in_vain = Some(wants),
+                Err(_) if vm.is_free() && vm.spec.constraints == Default::default() => in_vain = Some(vm),
                 Err(_) => {}
             }
         }
@@ -105,33 +115,26 @@ impl Work<'_> {
             Bound::Excluded(at) if !is_end => Some(at),
             _ => None,
         };
-        Ok(())
     }
 
-    /// A step of a drain, if it is time for one.
-    fn drain_on(&mut self, id: NodeId, room_grew: bool) -> Result<(), Refusal> {
-        let Some(node) = self.state.nodes.get(&id).cloned() else { return Ok(()) };
-        let mut stepped = false;
-        if let Some(moving) = node.moving {
-            if !self.has_moved(moving, id) {
-                return Ok(());
-            }
-            self.node_moves(id, None);
-            stepped = true;
+    /// A step of a drain, if it is time for one. True: there is more to do with the next entry, whatever that is.
+    fn drain_on(&mut self, id: NodeId, room_grew: bool) -> Result<bool, Refusal> {
+        let moving = self.state.nodes.get(&id).and_then(|node| node.moving);
+        if moving.is_some_and(|moving| !self.has_moved(moving, id)) || !(moving.is_some() || room_grew) {
+            return Ok(false);
         }
-        if !(stepped || room_grew) {
-            return Ok(());
-        }
+        self.node_moves(id, None);
         if let Some((vm, placed)) = self.next_to_move(id) {
             let called = self.state.nodes.get(&placed.node).map(|node| node.name.clone()).unwrap_or_default();
             let mut vm = Vm::clone(&vm);
             self.node_moves(id, Some(vm.id));
             let what = vm.move_to(placed.node, &called);
             self.put(vm, what);
-            return Ok(());
+            return Ok(false);
         }
-        self.take_off_resting(id);
-        self.finish_drain(id)
+        let goes_on = self.take_off_resting(id);
+        self.finish_drain(id)?;
+        Ok(goes_on)
     }
 
     /// Is a move over: it runs elsewhere, or came to an end?
@@ -150,29 +153,26 @@ impl Work<'_> {
 
     /// The first that can be moved to somewhere.
     fn next_to_move(&self, id: NodeId) -> Option<(Arc<Vm>, Placed)> {
-        let movable = self.on(id).filter(|vm| vm.may_move()).take(LOOKED_AT_MAX);
+        let movable = self.state.vms_on(id).filter(|vm| vm.may_move()).take(LOOKED_AT_MAX);
         movable.filter_map(|vm| place(&self.state, vm, Some(id)).ok().map(|placed| (vm.clone(), placed))).next()
     }
 
-    fn on(&self, id: NodeId) -> impl Iterator<Item = &Arc<Vm>> {
-        self.state.vms_on(id)
-    }
-
-    /// Those that don't run, and of which nothing is only here.
-    fn take_off_resting(&mut self, id: NodeId) {
+    /// Those that don't run, and of which nothing is only here. True: there may be more.
+    fn take_off_resting(&mut self, id: NodeId) -> bool {
         let rests = |vm: &&Arc<Vm>| {
             vm.is_free() && matches!(vm.actual, Actual::Stopped | Actual::Failed) && vm.retry_at_ms.is_none()
         };
-        let resting: Vec<Arc<Vm>> = self.on(id).filter(rests).take(LOOKED_AT_MAX).cloned().collect();
-        for vm in resting {
-            let mut vm = Vm::clone(&vm);
+        let resting: Vec<Arc<Vm>> = self.state.vms_on(id).filter(rests).take(LOOKED_AT_MAX).cloned().collect();
+        for vm in &resting {
+            let mut vm = Vm::clone(vm);
             let what = vm.take_off();
             self.put(vm, what);
         }
+        resting.len() == LOOKED_AT_MAX
     }
 
     fn finish_drain(&mut self, id: NodeId) -> Result<(), Refusal> {
-        if self.on(id).next().is_some() {
+        if self.state.vms_on(id).next().is_some() {
             return Ok(());
         }
         let Some(node) = self.state.nodes.get(&id).cloned() else { return Ok(()) };
@@ -192,23 +192,12 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// A node is lost: those of its VMs that it is sure to have ended begin elsewhere, or wait.
-    pub(super) fn node_lost(&mut self, id: NodeId) -> Result<(), Refusal> {
-        let there: Vec<Arc<Vm>> = self.on(id).cloned().collect();
+    /// Something has become of a node, and so of each of its VMs.
+    pub(super) fn each_on(&mut self, id: NodeId, become_of: impl Fn(&mut Vm) -> Change) -> Result<(), Refusal> {
+        let there: Vec<Arc<Vm>> = self.state.vms_on(id).cloned().collect();
         for vm in there {
             let mut vm = Vm::clone(&vm);
-            let change = vm.node_lost();
-            self.carry_out(vm, change, WithoutRoom::Wait)?;
-        }
-        Ok(())
-    }
-
-    /// A node is gone for good, and whoever says so answers for it that nothing runs there any more.
-    pub(super) fn node_forgotten(&mut self, node: &Node) -> Result<(), Refusal> {
-        let there: Vec<Arc<Vm>> = self.on(node.id).cloned().collect();
-        for vm in there {
-            let mut vm = Vm::clone(&vm);
-            let change = vm.node_forgotten(&node.name);
+            let change = become_of(&mut vm);
             self.carry_out(vm, change, WithoutRoom::Wait)?;
         }
         Ok(())
@@ -251,17 +240,22 @@ impl Work<'_> {
 
     /// Who waits, and who is where.
     pub(super) fn index_place(&mut self, old: Option<&Vm>, new: Option<&Vm>) {
-        for vm in old.into_iter().filter(|vm| vm.actual == Actual::Waiting) {
-            self.state.waiting.remove(&turn(vm));
-        }
-        for vm in new.into_iter().filter(|vm| vm.actual == Actual::Waiting) {
-            self.state.waiting.insert(turn(vm));
-        }
-        for (node, id) in old.into_iter().filter_map(|vm| Some((vm.node?, vm.id))) {
-            self.state.placed.remove(&(node, id));
-        }
-        for (node, id) in new.into_iter().filter_map(|vm| Some((vm.node?, vm.id))) {
-            self.state.placed.insert((node, id));
-        }
+        let waits = |vm: Option<&Vm>| vm.filter(|vm| vm.actual == Actual::Waiting).map(turn);
+        exchange(&mut self.state.waiting, waits(old), waits(new));
+        let place = |vm: Option<&Vm>| vm.and_then(|vm| Some((vm.node?, vm.id)));
+        exchange(&mut self.state.placed, place(old), place(new));
+    }
+}
+
+/// Takes one out of an index and puts the other in, if they are not the same: most changes of a VM change neither index.
+fn exchange<T: Ord + Clone>(index: &mut OrdSet<T>, old: Option<T>, new: Option<T>) {
+    if old == new {
+        return;
+    }
+    if let Some(old) = old {
+        index.remove(&old);
+    }
+    if let Some(new) = new {
+        index.insert(new);
     }
 }

@@ -3,7 +3,7 @@
 use super::apply::Work;
 use super::event::{Event, Subject, What};
 use super::words::words;
-use super::{ENTRY_FORMAT, History, Lease, NodeId, NodeRole, RaftId, Reply, VmId};
+use super::{ENTRY_FORMAT, History, Lease, NodeId, NodeRole, RaftId, Reply, Vm, VmId};
 use crate::clock::HybridTime;
 use crate::text::{Refusal, name};
 use serde::{Deserialize, Serialize};
@@ -235,7 +235,7 @@ impl Work<'_> {
             report.arch.clone_into(&mut node.arch);
         })?;
         if !earlier_boot.is_empty() && earlier_boot != report.host_boot {
-            self.host_rebooted(self.node)?;
+            self.each_on(self.node, Vm::host_gone)?;
         }
         Ok(reply)
     }

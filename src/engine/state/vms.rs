@@ -126,17 +126,6 @@ impl Work<'_> {
         self.carry_out(vm, change, WithoutRoom::Wait)
     }
 
-    /// Everything of a node whose host was booted anew.
-    pub(super) fn host_rebooted(&mut self, node: NodeId) -> Result<(), Refusal> {
-        let there: Vec<Arc<Vm>> = self.state.vms_on(node).cloned().collect();
-        for vm in there {
-            let mut vm = Vm::clone(&vm);
-            let change = vm.host_gone();
-            self.carry_out(vm, change, WithoutRoom::Wait)?;
-        }
-        Ok(())
-    }
-
     pub(super) fn carry_out(&mut self, vm: Vm, change: Change, without_room: WithoutRoom) -> Result<Reply, Refusal> {
         match change {
             Change::Nothing => return Ok(Reply::Unchanged),

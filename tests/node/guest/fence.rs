@@ -62,14 +62,6 @@ impl Pair {
     }
 }
 
-impl Drop for Pair {
-    fn drop(&mut self) {
-        if let Ok(file) = std::fs::read_link(self.node.data().join("deadline")) {
-            let _ = std::fs::remove_file(file);
-        }
-    }
-}
-
 #[test]
 fn of_a_stopped_daemon_it_dies_and_is_begun_again() {
     let pair = Pair::new();
