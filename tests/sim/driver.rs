@@ -1,6 +1,6 @@
 //! Many seeds: each in a process of its own, as many at once as there are processors.
 
-use crate::run::Report;
+use crate::run::{Counts, Report};
 use blixard::mutants::Mutant;
 use std::collections::VecDeque;
 use std::io;
@@ -20,42 +20,22 @@ pub const MUTANT_SEEDS: u64 = 60;
 const REGRESSIONS: &str = include_str!("regressions.txt");
 
 /// The line by which a run tells its driver what came of it.
-pub fn line_of(report: &Report) -> String {
-    let Report { hash, commands, reads, faults, expiries, entries, launches, simulated_ms, violations } = report;
-    let mut lines = format!("{hash} {commands} {reads} {faults} {expiries} {entries} {launches} {simulated_ms}\n");
-    for violation in violations {
-        lines.push_str(&violation.replace('\n', " "));
-        lines.push('\n');
-    }
-    lines
+pub fn line_of(report: &Report) -> Result<String, serde_json::Error> {
+    serde_json::to_string(report)
 }
 
 /// What came of a seed, by its line.
 fn report_of(output: &Output) -> Report {
-    let text = String::from_utf8_lossy(&output.stdout);
-    let mut lines = text.lines();
-    let fields: Vec<&str> = lines.next().unwrap_or_default().split(' ').collect();
-    let number = |at: usize| fields.get(at).and_then(|field| field.parse().ok()).unwrap_or(0);
-    let mut violations: Vec<String> = lines.map(str::to_owned).collect();
-    if fields.len() != 8 {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| {
         let said = String::from_utf8_lossy(&output.stderr);
-        violations.push(format!("it ended with {} and said nothing but: {}", output.status, said.trim()));
-    }
-    Report {
-        hash: fields.first().copied().unwrap_or_default().to_owned(),
-        commands: number(1),
-        reads: number(2),
-        faults: number(3),
-        expiries: number(4),
-        entries: number(5),
-        launches: number(6),
-        simulated_ms: number(7),
-        violations,
-    }
+        let violation = format!("it ended with {} and said nothing but: {}", output.status, said.trim());
+        Report { violations: vec![violation], ..Report::default() }
+    })
 }
 
 fn counts(report: &Report) -> bool {
-    report.commands >= COMMANDS_LEAST && report.faults >= FAULTS_LEAST && report.expiries >= EXPIRIES_LEAST
+    let Counts { commands, faults, expiries, .. } = report.counts;
+    commands >= COMMANDS_LEAST && faults >= FAULTS_LEAST && expiries >= EXPIRIES_LEAST
 }
 
 fn run_apart(seed: u64, mutant: Option<Mutant>) -> io::Result<Report> {
@@ -95,13 +75,7 @@ pub struct Wanted {
 pub struct Sum {
     pub run: u64,
     pub counted: u64,
-    pub commands: u64,
-    pub reads: u64,
-    pub faults: u64,
-    pub expiries: u64,
-    pub entries: u64,
-    pub launches: u64,
-    pub simulated_ms: u64,
+    pub counts: Counts,
     /// Seeds that failed, and the first thing that was wrong with each.
     pub failed: Vec<(u64, String)>,
 }
@@ -110,13 +84,7 @@ impl Sum {
     fn add(&mut self, seed: u64, report: &Report) {
         self.run += 1;
         self.counted += u64::from(counts(report));
-        self.commands += report.commands;
-        self.reads += report.reads;
-        self.faults += report.faults;
-        self.expiries += report.expiries;
-        self.entries += report.entries;
-        self.launches += report.launches;
-        self.simulated_ms += report.simulated_ms;
+        self.counts.add(report.counts);
         self.failed.extend(report.violations.first().map(|violation| (seed, violation.clone())));
     }
 }

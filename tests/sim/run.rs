@@ -7,6 +7,7 @@ use crate::world::World;
 use blixard::engine::state::{
     Actual, By, Command, Conditions, ENTRY_FORMAT, NodeRole, NodeVerb, Reply, Schedule, Vm, VmSpec,
 };
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
@@ -24,10 +25,9 @@ const REGISTERS: usize = 3;
 /// What panicked, anywhere in this process.
 pub static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// What came of a seed.
-#[derive(Debug)]
-pub struct Report {
-    pub hash: String,
+/// How much there was of it.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub struct Counts {
     pub commands: u64,
     pub reads: u64,
     pub faults: u64,
@@ -35,6 +35,25 @@ pub struct Report {
     pub entries: u64,
     pub launches: u64,
     pub simulated_ms: u64,
+}
+
+impl Counts {
+    pub fn add(&mut self, more: Counts) {
+        self.commands += more.commands;
+        self.reads += more.reads;
+        self.faults += more.faults;
+        self.expiries += more.expiries;
+        self.entries += more.entries;
+        self.launches += more.launches;
+        self.simulated_ms += more.simulated_ms;
+    }
+}
+
+/// What came of a seed.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Report {
+    pub hash: String,
+    pub counts: Counts,
     pub violations: Vec<String>,
 }
 
@@ -323,13 +342,15 @@ pub fn run(seed: u64, folder: &Path, printed: bool) -> Report {
     let (history, reference) = (world.history(), world.reference());
     Report {
         hash: world.trace_hash(),
-        commands: history.answered,
-        reads: history.reads,
-        faults: world.faults.load(Ordering::Relaxed),
-        expiries: reference.expiries,
-        entries: reference.seq(),
-        launches: world.machines().launches,
-        simulated_ms: world.now(),
+        counts: Counts {
+            commands: history.answered,
+            reads: history.reads,
+            faults: world.faults.load(Ordering::Relaxed),
+            expiries: reference.expiries,
+            entries: reference.seq(),
+            launches: world.machines().launches,
+            simulated_ms: world.now(),
+        },
         violations: world.violations(),
     }
 }

@@ -122,7 +122,7 @@ fn one(seed: u64, mutant: Option<Mutant>, arguments: &Arguments) -> Result<bool,
     let folder = tempfile::tempdir()?;
     let report = run::run(seed, folder.path(), arguments.trace);
     if arguments.one {
-        print!("{}", driver::line_of(&report));
+        println!("{}", driver::line_of(&report)?);
     } else {
         print_report(seed, &report);
     }
@@ -132,13 +132,13 @@ fn one(seed: u64, mutant: Option<Mutant>, arguments: &Arguments) -> Result<bool,
 fn print_report(seed: u64, report: &Report) {
     println!("seed {seed}");
     println!("trace-hash {}", report.hash);
-    println!("commands {}", report.commands);
-    println!("reads {}", report.reads);
-    println!("faults {}", report.faults);
-    println!("expiries {}", report.expiries);
-    println!("entries {}", report.entries);
-    println!("machines-started {}", report.launches);
-    println!("simulated-seconds {}", report.simulated_ms / 1_000);
+    println!("commands {}", report.counts.commands);
+    println!("reads {}", report.counts.reads);
+    println!("faults {}", report.counts.faults);
+    println!("expiries {}", report.counts.expiries);
+    println!("entries {}", report.counts.entries);
+    println!("machines-started {}", report.counts.launches);
+    println!("simulated-seconds {}", report.counts.simulated_ms / 1_000);
     for violation in &report.violations {
         println!("violation {violation}");
     }
@@ -150,13 +150,13 @@ fn print_sum(sum: &Sum, took: Duration) {
         sum.run,
         took.as_secs(),
         sum.counted,
-        sum.commands,
-        sum.reads,
-        sum.faults,
-        sum.expiries,
-        sum.entries,
-        sum.launches,
-        sum.simulated_ms / 3_600_000
+        sum.counts.commands,
+        sum.counts.reads,
+        sum.counts.faults,
+        sum.counts.expiries,
+        sum.counts.entries,
+        sum.counts.launches,
+        sum.counts.simulated_ms / 3_600_000
     );
     for (seed, violation) in &sum.failed {
         println!("failed: ./sim --seed {seed}: {violation}");
