@@ -309,6 +309,25 @@ fn a_node_is_forgotten_with_what_it_had() {
     cluster.verb(disk, VmVerb::Start).unwrap();
 }
 
+/// Its drain was cancelled, and then the node went to which it was on its way.
+#[test]
+fn what_is_on_its_way_to_a_node_that_goes_finds_another() {
+    let mut cluster = three();
+    let delta = join(&mut cluster, "delta");
+    cluster.done(user("root"), node_verb(1, NodeVerb::Cordon));
+    cluster.done(user("root"), node_verb(2, NodeVerb::Cordon));
+    let vm = placed_at(&mut cluster, "gamma", quarter());
+    cluster.done(user("root"), node_verb(3, NodeVerb::Drain));
+    assert_eq!(cluster.is(vm).reserved, Some(NodeId(delta)));
+    cluster.done(user("root"), node_verb(3, NodeVerb::Cordon));
+    lose(&mut cluster, delta);
+    cluster.done(user("root"), node_verb(delta, NodeVerb::Forget));
+    assert_eq!((cluster.is(vm).actual, cluster.is(vm).reserved), (Actual::Stopping, None));
+    cluster.done(user("root"), node_verb(2, NodeVerb::Undrain));
+    says(&mut cluster, vm, VmReport::Ended).unwrap();
+    assert_eq!(node_of(&cluster, vm), Some(2));
+}
+
 #[test]
 fn labels_and_ratios_are_set_and_count_at_once() {
     let mut cluster = three();

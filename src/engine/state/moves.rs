@@ -203,13 +203,13 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Nothing is moved to this node any more.
+    /// Nothing is moved to this node any more. All VMs are looked at: what is on its way goes on when its drain was cancelled, and is in no
+    /// index then. Nodes go seldom.
     pub(super) fn give_up_moves_to(&mut self, id: NodeId) {
-        let moving: Vec<VmId> = self.state.nodes.values().filter_map(|node| node.moving).collect();
-        for vm in moving.iter().filter_map(|vm| self.state.vms.get(vm)).cloned().collect::<Vec<_>>() {
-            if vm.reserved == Some(id) {
-                self.put(Vm { reserved: None, ..Vm::clone(&vm) }, What::StartingAgain);
-            }
+        let reserved = |vm: &&Arc<Vm>| vm.reserved == Some(id);
+        let moving: Vec<Arc<Vm>> = self.state.vms.values().filter(reserved).cloned().collect();
+        for vm in moving {
+            self.put(Vm { reserved: None, ..Vm::clone(&vm) }, What::StartingAgain);
         }
     }
 

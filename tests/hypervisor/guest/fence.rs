@@ -77,7 +77,7 @@ async fn it_dies_at_the_deadline_and_not_before() {
     assert_eq!(within("its end", instance.exited()).await, Exit::Fenced);
     assert!(HostClock.now_ns() >= ends_ns, "it was ended too early");
     assert!(was_fenced(&machine.run_dir));
-    assert!(fenced.processes().is_empty());
+    assert_eq!(fenced.processes(), Vec::<u32>::new());
     assert!(matches!(qemu.adopt(&machine, Some(&fenced.bed.record())).await, Err(HypervisorError::Gone)));
 }
 
@@ -94,7 +94,7 @@ async fn it_dies_though_nobody_watches_and_that_is_known_later() {
     }
     assert!(was_fenced(&machine.run_dir));
     assert!(!was_fenced(&fenced.machine(2).run_dir));
-    assert!(fenced.processes().is_empty());
+    assert_eq!(fenced.processes(), Vec::<u32>::new());
 }
 
 #[tokio::test]
@@ -131,7 +131,7 @@ async fn one_that_is_started_too_late_or_knows_no_deadline_starts_nothing() {
     let none = Qemu::new("qemu-that-is-not-there").fenced_by(env!("CARGO_BIN_EXE_blixard").into());
     let error = none.launch(&fenced.machine(9), &|_: &Record| Ok(())).await.err().unwrap();
     assert!(matches!(&error, HypervisorError::Permanent(s) if s.contains("apt-get install")), "{error}");
-    assert!(fenced.processes().is_empty());
+    assert_eq!(fenced.processes(), Vec::<u32>::new());
 }
 
 #[tokio::test]
@@ -141,7 +141,7 @@ async fn a_killed_fence_takes_its_machine_along() {
     signal(fence_of(&*instance), Signal::KILL);
     let exit = within("its end", instance.exited()).await;
     assert!(matches!(&exit, Exit::Crashed(why) if why.contains("killed from outside")), "{exit:?}");
-    assert!(fenced.processes().is_empty());
+    assert_eq!(fenced.processes(), Vec::<u32>::new());
     assert!(!was_fenced(&fenced.machine(1).run_dir));
 }
 
@@ -169,7 +169,7 @@ async fn a_machine_without_the_fence_that_it_is_to_have_is_not_taken_back() {
     drop(fenced.bed.launch(&qemu, &bare).await.unwrap());
     let adopted = qemu.adopt(&fenced.machine(1), Some(&fenced.bed.record())).await;
     assert!(matches!(adopted, Err(HypervisorError::Gone)));
-    assert!(fenced.processes().is_empty());
+    assert_eq!(fenced.processes(), Vec::<u32>::new());
 }
 
 #[tokio::test]

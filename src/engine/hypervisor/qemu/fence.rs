@@ -150,7 +150,7 @@ impl FenceProcess {
 
 /// Waits until no fence works in this folder any more, so that it is known whether it has ended its machine.
 pub(super) async fn await_end(run_dir: &Path) -> Result<(), HypervisorError> {
-    for (record, _) in working_at(run_dir)?.into_iter().filter(|(_, fence)| *fence) {
+    for (record, _) in working_at(run_dir)?.into_iter().filter(|(_, fence)| *fence != Some(false)) {
         match open(&record) {
             Ok(process) => drop(tokio::time::timeout(ENDS_WITHIN, process.ended()).await),
             Err(HypervisorError::Gone) => {}

@@ -153,14 +153,14 @@ fn working_in(folder: &Path) -> Result<Vec<(u32, PathBuf)>, HypervisorError> {
     working_below(folder).map_err(|e| HypervisorError::Transient(format!("the processes in /proc can't be read: {e}")))
 }
 
-/// The processes that work in this folder, and whether each is a fence.
-fn working_at(run_dir: &Path) -> Result<Vec<(Record, bool)>, HypervisorError> {
+/// The processes that work in this folder, and whether each is a fence; None: it is ending, and that can't be seen any more.
+fn working_at(run_dir: &Path) -> Result<Vec<(Record, Option<bool>)>, HypervisorError> {
     let mut found = Vec::new();
     for (pid, _) in working_in(run_dir.parent().unwrap_or(run_dir))?.into_iter().filter(|(_, folder)| folder == run_dir)
     {
         let Some(record) = record_of(pid)? else { continue };
         let fence = is_fence(pid).map_err(|e| HypervisorError::Transient(format!("process {pid}: {e}")))?;
-        found.extend(fence.map(|fence| (record, fence)));
+        found.push((record, fence));
     }
     Ok(found)
 }
@@ -168,8 +168,8 @@ fn working_at(run_dir: &Path) -> Result<Vec<(Record, bool)>, HypervisorError> {
 /// The process that works in this folder: a machine whose start was cut off before its record was written.
 fn unrecorded(run_dir: &Path) -> Result<Option<Record>, HypervisorError> {
     let found = working_at(run_dir)?;
-    let machine = found.iter().find(|(_, fence)| !fence).map(|(record, _)| record.clone());
-    if machine.is_none() && !found.is_empty() {
+    let machine = found.iter().find(|(_, fence)| *fence == Some(false)).map(|(record, _)| record.clone());
+    if machine.is_none() && found.iter().any(|(_, fence)| *fence == Some(true)) {
         return Err(HypervisorError::Transient(
             "its fence is there, and the machine is not yet, or not any more".to_owned(),
         ));
