@@ -249,6 +249,9 @@ pub struct HostMachines {
     pub host: usize,
 }
 
+/// How late whoever watches a machine may hear of its end.
+const WATCH_LATE: Duration = Duration::from_secs(20);
+
 fn failed(what: &str) -> HypervisorError {
     HypervisorError::Transient(format!("{what} failed; start it again"))
 }
@@ -433,16 +436,22 @@ impl Instance for Handle {
     }
 
     async fn exited(&self) -> Exit {
-        let mut is = self.simulation.is.subscribe();
-        let told = async {
+        let told = || async {
+            let mut is = self.simulation.is.subscribe();
             let told = is.wait_for(|is| is.exit.is_some()).await.ok().and_then(|is| is.exit.clone());
-            Ok(told.unwrap_or(Exit::Killed))
+            told.unwrap_or(Exit::Killed)
+        };
+        // The kernel says that a process has ended; if that never came, nothing could be built on it. It may come late.
+        let late = async {
+            let exit = told().await;
+            tokio::time::sleep(WATCH_LATE).await;
+            exit
         };
         let lie = Exit::Crashed("it says so; start it".to_owned());
-        match self.host.call("watching", Some(lie), told).await {
-            Ok(exit) => exit,
+        tokio::select! {
             // Who watches has no other word for what it can't see.
-            Err(_) => Exit::Killed,
+            exit = self.host.call("watching", Some(lie), async { Ok(told().await) }) => exit.unwrap_or(Exit::Killed),
+            exit = late => exit,
         }
     }
 
