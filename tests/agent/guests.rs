@@ -297,6 +297,29 @@ async fn what_can_go_elsewhere_has_not_failed_while_it_may_run_here() {
     assert_eq!(bed.world.machines(vm.0).len(), 0);
 }
 
+/// Nor has one ended whose start was cut off because it is to stop, while what was begun can't be ended.
+#[tokio::test(start_paused = true)]
+async fn what_was_cut_off_has_not_ended_while_it_may_run_here() {
+    let bed = Bed::new().await;
+    let vm = bed.new_vm(VmSpec { disk_bytes: None, ..spec() }).await;
+    bed.world.rule(move |_, name| match name {
+        "launch" => Some(Fault::SlowAnswer(Duration::from_secs(100))),
+        "end process" => Some(Fault::Before),
+        _ => None,
+    });
+    bed.start(vm).await;
+    pass(Duration::from_secs(1)).await;
+    assert_eq!((bed.vm(vm).actual, bed.world.machines(vm.0).len()), (Actual::Starting, 1));
+    bed.tell(vm, VmVerb::Kill).await.unwrap();
+    let seen = bed.becomes(vm, "in trouble", |vm| vm.error.is_some()).await;
+    assert!(seen.error.as_deref().unwrap().contains("can't be ended"), "{seen:?}");
+    pass(Duration::from_secs(600)).await;
+    assert_eq!((bed.vm(vm).actual, bed.world.machines(vm.0).len()), (Actual::Stopping, 1));
+    bed.world.heal();
+    bed.is(vm, Actual::Stopped).await;
+    assert_eq!(bed.world.machines(vm.0).len(), 0);
+}
+
 /// A pool that is made anew gets a bridge anew: the old one would have the same addresses.
 #[tokio::test(start_paused = true)]
 async fn a_pools_bridge_goes_with_it() {

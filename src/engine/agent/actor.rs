@@ -311,7 +311,8 @@ impl Actor {
                 self.hold(generation, instance).await;
                 self.report(vm.generation, VmReport::Started { pid }).await
             }
-            Ok(None) => Ok(()),
+            // What was cut off may be there still, and whoever sees nothing of it would report that it has ended.
+            Ok(None) => self.surely_ended(None, Look::Everywhere, stop).await.map(drop),
             Err(HypervisorError::NoLease) => {
                 // It is begun again when there is a lease, if it is to begin here then.
                 tracing::info!(vm = %self.id, generation = vm.generation, "the lease was over before it was started");
