@@ -15,6 +15,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+/// See Cargo.toml.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A cluster of machines as a file tree.
 #[derive(Debug, Parser)]
 #[command(name = "blixard", version, about, disable_help_subcommand = true)]

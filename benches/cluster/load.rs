@@ -68,6 +68,11 @@ pub struct Figures {
 }
 
 impl Figures {
+    /// Of latencies that are sorted.
+    pub fn new(latencies: Vec<Duration>, elapsed: Duration, client_cpu: Duration, servers_cpu: Duration) -> Figures {
+        Figures { latencies, elapsed, client_cpu, servers_cpu }
+    }
+
     /// Operations a second.
     pub fn rate(&self) -> f64 {
         self.latencies.len() as f64 / self.elapsed.as_secs_f64()
@@ -97,7 +102,7 @@ fn cpu_time() -> Duration {
 }
 
 /// What all threads of these processes have had of the processors. Threads that have ended meanwhile are not counted.
-fn cpu_time_of(pids: &[u32]) -> Duration {
+pub fn cpu_time_of(pids: &[u32]) -> Duration {
     let threads = pids.iter().flat_map(|pid| std::fs::read_dir(format!("/proc/{pid}/task")).unwrap());
     let of = |path: std::path::PathBuf| std::fs::read_to_string(path.join("schedstat")).ok();
     let nanoseconds = threads.flatten().filter_map(|t| of(t.path())?.split(' ').next()?.parse::<u64>().ok());
@@ -141,6 +146,6 @@ pub fn measure<P: Peer>(peer: &P, namespace: &str, at: usize, task: Task, client
         let mut latencies = latencies.take();
         assert!(!latencies.is_empty(), "{}: not one operation in {seconds} s", peer.name());
         latencies.sort_unstable();
-        Figures { latencies, elapsed: end - start, client_cpu, servers_cpu }
+        Figures::new(latencies, end - start, client_cpu, servers_cpu)
     })
 }

@@ -8,6 +8,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 mod etcd;
+mod floor;
 mod gaps;
 #[path = "../../tests/images/mod.rs"]
 mod images;
@@ -19,6 +20,7 @@ mod rest;
 mod tree;
 
 use etcd::Etcd;
+use floor::Floor;
 use lab::{Lab, NAMES};
 use load::{Figures, Peer, Task, measure};
 use rustix::process::{Pid, Signal, kill_process};
@@ -132,6 +134,27 @@ fn loads(plan: &Plan, lab: &Lab, peers: (&Tree, &Etcd)) {
     }
 }
 
+/// What the store costs by itself, beside etcd again.
+fn floors(plan: &Plan, lab: &Lab, etcd: &Etcd) {
+    println!(
+        "\nbare hiqlite, asked in the leader's own process (writers: as one transaction), then etcd through its leader"
+    );
+    let mut floor = Floor::start(lab);
+    for (task, name, clients) in [(Task::Write, "commits", &WRITERS[..]), (Task::Read, "reads", &READERS[..1])] {
+        let wanted = clients.iter().filter(|clients| plan.clients.is_none_or(|only| only == **clients));
+        for clients in wanted.filter(|_| plan.has(name)) {
+            let (mut ours, mut theirs) = (Side(Vec::new()), Side(Vec::new()));
+            for _ in 0..plan.rounds {
+                ours.0.push(floor.measure(task, *clients, plan.seconds));
+                let at = etcd.leader();
+                theirs.0.push(measure(etcd, &lab.namespace(at), at, task, *clients, plan.seconds));
+            }
+            let (p50, ops) = (ratio(&ours, &theirs, |f| f.quantile(0.5)), ratio(&ours, &theirs, Figures::rate));
+            println!("{name:<26} {clients:>4}  {}  {}   p50 {p50:.2}, ops {ops:.2}", ours.columns(), theirs.columns());
+        }
+    }
+}
+
 fn shown(gaps: &[f64]) -> String {
     gaps.iter().map(|gap| format!("{gap:.2}")).collect::<Vec<_>>().join(" ")
 }
@@ -211,12 +234,16 @@ fn rest(plan: &Plan, tree: &Tree, etcd: &Etcd) {
 }
 
 fn main() {
+    if std::env::args().nth(1).as_deref() == Some(floor::NODE) {
+        return floor::run_node();
+    }
     let plan = Plan::of_arguments();
     let lab = Lab::new(3);
     let mut tree = Tree::start(&lab);
     let Some(mut etcd) = Etcd::start(&lab) else { return println!("(no etcd here: ./bench installs it)") };
     if plan.has("commits") || plan.has("reads") {
         loads(&plan, &lab, (&tree, &etcd));
+        floors(&plan, &lab, &etcd);
     }
     if plan.has("gaps") {
         ends(&plan, &lab, &mut tree, &mut etcd);

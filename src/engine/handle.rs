@@ -190,8 +190,8 @@ impl Engine {
         let state = self.state();
         check_boot(&state, node, boot)?;
         shared.clock.resume(state.now());
-        if let Some(node) = state.node(node) {
-            shared.clock.resume(node.newest_stamp);
+        if let Some(newest) = state.newest_stamp(node) {
+            shared.clock.resume(newest);
         }
         Ok(())
     }

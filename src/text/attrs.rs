@@ -166,6 +166,9 @@ impl Scanner<'_> {
     }
 }
 
+/// What is not itself within quotes.
+const ESCAPED: [char; 3] = ['\'', '\n', '\\'];
+
 /// The value as it must be written so that [`parse_line`] reads it back.
 pub fn quote(value: &str) -> Cow<'_, str> {
     let plain = |c: char| !matches!(c, ' ' | '\t' | '\'' | '#' | '=' | '!' | '\\' | '"' | '\r') && !c.is_control();
@@ -174,12 +177,14 @@ pub fn quote(value: &str) -> Cow<'_, str> {
     }
     let mut quoted = String::with_capacity(value.len() + 2);
     quoted.push('\'');
-    for c in value.chars() {
-        match c {
-            '\'' => quoted.push_str("''"),
-            '\n' => quoted.push_str(r"\n"),
-            '\\' => quoted.push_str(r"\\"),
-            _ => quoted.push(c),
+    // Run by run: the audit trail quotes every command.
+    for run in value.split_inclusive(ESCAPED) {
+        quoted.push_str(run.trim_end_matches(ESCAPED));
+        match run.chars().next_back() {
+            Some('\'') => quoted.push_str("''"),
+            Some('\n') => quoted.push_str(r"\n"),
+            Some('\\') => quoted.push_str(r"\\"),
+            _ => {}
         }
     }
     quoted.push('\'');

@@ -65,7 +65,7 @@ proptest! {
             if let Ok(mut strange) = Entry::decode(&bytes) {
                 // It would be refused for its number or stamp else, which is tested elsewhere.
                 strange.id = EntryId { node: NODE, boot, n: 1 };
-                strange.at = strange.at.max(cluster.state.node(NODE).unwrap().newest_stamp);
+                strange.at = strange.at.max(cluster.state.newest_stamp(NODE).unwrap());
                 // It checks the invariants.
                 let _outcome = cluster.apply(strange);
             }

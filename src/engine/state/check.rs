@@ -10,6 +10,7 @@ use super::{
 use crate::text::name;
 use imbl::OrdMap;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// The pairs that a VM can be in: the rows of `transitions.txt`.
 const PAIRS: &[(Desired, Actual)] = &[
@@ -139,8 +140,9 @@ impl State {
     }
 
     fn check_names(&self) -> Result<(), String> {
-        let named: Vec<_> = self.vms.values().filter_map(|vm| vm.name.clone().map(|n| (n, vm.id))).collect();
-        let names: OrdMap<String, VmId> = named.iter().cloned().collect();
+        let named: Vec<(Arc<str>, VmId)> =
+            self.vms.values().filter_map(|vm| vm.name.as_deref().map(|n| (n.into(), vm.id))).collect();
+        let names: OrdMap<Arc<str>, VmId> = named.iter().cloned().collect();
         let nodes: BTreeSet<&str> = self.nodes.values().map(|n| n.name.as_str()).collect();
         let ids: OrdMap<UserId, String> = self.users.values().map(|u| (u.id, u.name.clone())).collect();
         let uids: OrdMap<u32, String> = self.users.values().filter_map(|u| Some((u.uid?, u.name.clone()))).collect();
@@ -151,6 +153,7 @@ impl State {
             (ids == self.user_ids && uids == self.user_uids, "the indexes of users match"),
             (names == self.vm_names, "the index of names matches"),
             (nodes.len() == self.nodes.len(), "no two nodes have one name"),
+            (self.stamps.keys().eq(self.nodes.keys()), "each node has a stamp"),
         ];
         holds(&rules, || "names".to_owned())
     }

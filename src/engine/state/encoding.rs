@@ -11,7 +11,7 @@ pub const ENTRY_FORMAT: u8 = 5;
 /// The oldest one that is read.
 pub const ENTRY_FORMAT_MIN: u8 = 4;
 /// The format of an encoded [`State`], its first byte.
-pub const STATE_FORMAT: u8 = 4;
+pub const STATE_FORMAT: u8 = 5;
 
 /// Length of a SHA-256.
 const HASH_BYTES: usize = 32;

@@ -221,6 +221,7 @@ impl Work<'_> {
             ..Node::new(node_id, joining.name, now, seq)
         };
         self.state.nodes.insert(node_id, node);
+        self.state.stamps.insert(node_id, now);
         // It has submitted nothing, and what it submits begins with its first start.
         self.state.submitters.insert(node_id, (0, 0));
         self.event(Subject::Node(node_id, joining.name.into()), What::Created);
@@ -361,6 +362,7 @@ impl Work<'_> {
         self.images_without(node.id);
         self.state.draining.remove(&node.id);
         self.state.nodes.remove(&node.id);
+        self.state.stamps.remove(&node.id);
         self.state.submitters.remove(&node.id);
         self.state.promised.remove(&node.id);
         self.event(Subject::Node(node.id, node.name.as_str().into()), What::Removed);

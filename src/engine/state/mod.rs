@@ -102,7 +102,7 @@ pub struct State {
     cluster: Option<String>,
     now: HybridTime,
     vms: OrdMap<VmId, Arc<Vm>>,
-    vm_names: OrdMap<String, VmId>,
+    vm_names: OrdMap<Arc<str>, VmId>,
     nodes: OrdMap<NodeId, Node>,
     images: OrdMap<String, Image>,
     users: OrdMap<String, User>,
@@ -111,6 +111,8 @@ pub struct State {
     ipam: Ipam,
     /// The last applied (boot, n) of each node.
     submitters: OrdMap<NodeId, (u64, u64)>,
+    /// The newest stamp of each node's entries. Not in the node, so that an entry costs no copy of one.
+    stamps: OrdMap<NodeId, HybridTime>,
     keys: Keys,
     /// What is promised on each node.
     promised: OrdMap<NodeId, Promised>,
@@ -273,6 +275,11 @@ impl State {
     /// The pools.
     pub fn ipam(&self) -> &Ipam {
         &self.ipam
+    }
+
+    /// The newest stamp of an entry that this node has submitted; before its first, the time at which it became a member.
+    pub fn newest_stamp(&self, node: NodeId) -> Option<HybridTime> {
+        self.stamps.get(&node).copied()
     }
 
     /// The last applied (boot, n) of a node.

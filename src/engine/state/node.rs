@@ -118,8 +118,6 @@ pub struct Node {
     pub release: String,
     /// By which it says that it is there.
     pub lease: Lease,
-    /// The newest stamp of an entry it submitted.
-    pub newest_stamp: HybridTime,
     /// Counts the changes of this object.
     pub version: u64,
     /// When it last changed.
@@ -155,7 +153,6 @@ impl Node {
             entry_format: ENTRY_FORMAT,
             release: String::new(),
             lease: Lease::default(),
-            newest_stamp: now,
             version: 1,
             changed: now,
             changed_seq: seq,

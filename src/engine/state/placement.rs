@@ -307,6 +307,7 @@ mod tests {
         for (id, (up, memory, promised)) in (1..).map(NodeId).zip(nodes) {
             let node = Node::new(id, &format!("n{id}"), HybridTime(0), 1);
             state.nodes.insert(id, Node { up: *up, memory_bytes: memory * GIB, ..node });
+            state.stamps.insert(id, HybridTime(0));
             state.promised.insert(id, Promised { bytes: promised * GIB, cpus: *promised, disk_bytes: 0 });
         }
         let tiny = Image {

@@ -74,6 +74,7 @@ impl State {
         };
         node.history.push(seq, now, &What::Created);
         self.nodes = std::iter::once((id, node)).collect();
+        self.stamps = std::iter::once((id, now)).collect();
         self.submitters = std::iter::once((id, (0, 0))).collect();
         self.invites = OrdMap::new();
         (self.promised, self.groups) = (OrdMap::new(), OrdMap::new());

@@ -171,7 +171,7 @@ impl Work<'_> {
             self.state.vm_names.remove(old);
         }
         if let Some(new) = new {
-            self.state.vm_names.insert(new.to_owned(), id);
+            self.state.vm_names.insert(new.into(), id);
         }
         self.touch_members(Kind::Vm);
     }
