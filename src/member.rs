@@ -125,14 +125,24 @@ impl Member {
     }
 }
 
-/// The node is no member any more: its file is set aside, so that the folder can join anew.
+/// The node is no member any more: its file is set aside, so that the folder can join anew, and so are its store and its authority, which
+/// are that cluster's. The member file goes last: who was interrupted finds out once more that he was removed.
 ///
 /// # Errors
 /// The system's.
 pub fn set_aside(data: &Path) -> Result<(), MemberError> {
-    let path = data.join(FILE);
-    std::fs::rename(&path, data.join("member.toml.removed"))
-        .map_err(|source| MemberError::Io { path: path.clone(), source })
+    for what in ["log", "ca", FILE] {
+        let (path, aside) = (data.join(what), data.join(format!("{what}.removed")));
+        let failed = |source| MemberError::Io { path: path.clone(), source };
+        if !path.exists() {
+            continue;
+        }
+        if aside.is_dir() {
+            std::fs::remove_dir_all(&aside).map_err(failed)?;
+        }
+        std::fs::rename(&path, &aside).map_err(failed)?;
+    }
+    Ok(())
 }
 
 /// `HOST` or `HOST!PORT` as an address that other nodes can dial.

@@ -25,7 +25,7 @@ const ROOMS: &[Room] = &[
     Room { path: "engine::log", may: &["durable", "text", "clock"] },
     Room { path: "engine::hypervisor", may: &["engine::host", "text"] },
     Room { path: "engine::host", may: &["text"] },
-    Room { path: "engine::agent", may: &["engine", "text", "clock", "ipam"] },
+    Room { path: "engine::agent", may: &["durable", "engine", "text", "clock", "ipam"] },
     Room {
         path: "engine",
         may: &["durable", "engine::state", "engine::log", "engine::hypervisor", "text", "clock", "ipam"],

@@ -1,5 +1,5 @@
 //! Ends the connections of those who are not to be in any more: whose certificate was revoked, who was deleted, whose uid is
-//! another user's by now, who is confined to something else. A role needs no watching: rights are asked for with each request.
+//! another user's by now, whose node was removed, who is confined to something else. A role needs no watching: rights are asked for with each request.
 
 use super::server::Server;
 use super::sessions::Session;
@@ -16,7 +16,7 @@ impl Server {
         loop {
             changes.borrow_and_update();
             let now = self.state();
-            let last = now.directory(Kind::User).objects.seq;
+            let last = (now.directory(Kind::User).objects.seq, now.directory(Kind::Node).members.seq);
             if seen.replace(last) != Some(last) {
                 self.sessions().end(|session| self.why_end(&before, &now, session));
             }

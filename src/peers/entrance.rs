@@ -24,7 +24,9 @@ pub trait Served: Send + Sync + 'static {
     /// A connection for 9P, of a user or a node, to its end.
     fn ninep(&self, stream: ServerStream, holder: Holder, from: SocketAddr) -> BoxFuture<'static, ()>;
     /// A question to the node that leads the log, as bytes; the answer, too. None: the node has no log yet.
-    fn lead(&self, question: Vec<u8>) -> BoxFuture<'static, Option<Vec<u8>>>;
+    fn lead(&self, question: Vec<u8>, of: Holder) -> BoxFuture<'static, Option<Vec<u8>>>;
+    /// Returns when this node is no member any more.
+    fn gone(&self, holder: Holder) -> BoxFuture<'static, ()>;
     /// The longest such question, in bytes.
     fn lead_bytes_max(&self) -> u32;
     /// A question of a node; `who` is None for one that wants to join.
@@ -98,7 +100,27 @@ async fn come_in(
     take(stream, holder, Service::of(protocol.as_deref()), from, store, served).await
 }
 
+/// Serves it to its end; what a node has open ends when it is removed.
 async fn take(
+    stream: ServerStream,
+    holder: Option<Holder>,
+    service: Option<Service>,
+    from: SocketAddr,
+    store: Store,
+    served: &Arc<dyn Served>,
+) -> Result<(), String> {
+    let gone = match (&holder, service) {
+        // Whose 9P is served is looked at there.
+        (Some(holder), Some(service)) if service != Service::Ninep => served.gone(holder.clone()),
+        _ => Box::pin(std::future::pending()),
+    };
+    tokio::select! {
+        () = gone => Err("the node was removed".to_owned()),
+        served = serve_one(stream, holder, service, from, store, served) => served,
+    }
+}
+
+async fn serve_one(
     mut stream: ServerStream,
     holder: Option<Holder>,
     service: Option<Service>,
@@ -118,7 +140,7 @@ async fn take(
             holder.check_purpose(Purpose::Node)?;
             match service {
                 Service::Ask => return answer(stream, Some(holder), served).await,
-                Service::Lead => return lead(stream, served).await,
+                Service::Lead => return lead(stream, holder, served).await,
                 Service::Raft => store.raft,
                 _ => store.api,
             }
@@ -145,11 +167,11 @@ async fn take(
 }
 
 /// Answers one question after the other, until the other side has had enough.
-async fn lead(mut stream: ServerStream, served: &Arc<dyn Served>) -> Result<(), String> {
+async fn lead(mut stream: ServerStream, holder: Holder, served: &Arc<dyn Served>) -> Result<(), String> {
     loop {
         // Its end is no fault.
         let Ok(question) = lead::read(&mut stream, served.lead_bytes_max()).await else { return Ok(()) };
-        let answer = served.lead(question).await.ok_or("the node is starting and has no log yet")?;
+        let answer = served.lead(question, holder.clone()).await.ok_or("the node is starting and has no log yet")?;
         if let Err(error) = lead::write(&mut stream, &answer).await {
             tracing::debug!(%error, "an answer could not be given");
             return Ok(());

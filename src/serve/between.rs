@@ -6,9 +6,9 @@ use crate::cluster;
 use crate::engine::Engine;
 use crate::engine::agent::{Policy, Supervisor};
 use crate::engine::log::forward::{Answered, FORWARDED_BYTES_MAX, Forward, Forwarded};
-use crate::engine::log::{AppendError, HiqliteLog};
+use crate::engine::log::{AppendError, BATCH_BYTES_MAX, BATCH_RECORDS_MAX, HiqliteLog, RECORD_BYTES_MAX};
 use crate::engine::state::membership::unknown_token;
-use crate::engine::state::{By, Command, Node, NodeId, NodeRole, RaftId, Reply, State};
+use crate::engine::state::{By, Command, Entry, Node, NodeId, NodeRole, RaftId, Reply, State};
 use crate::fs::ninep::Door;
 use crate::member::Member;
 use crate::ninep::holder::{Holder, Purpose};
@@ -20,6 +20,7 @@ use crate::peers::lead::{Lines, NoAnswer};
 use crate::peers::{Loopback, Peer, Service, host_and_port, tunnel};
 use crate::text::dial::ANY_HOST;
 use crate::text::{Dial, Refusal};
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use sha2::{Digest, Sha256};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -49,6 +50,8 @@ struct Inner {
     loopback: Loopback,
     /// The others, as the member file has them.
     peers: watch::Sender<Vec<Peer>>,
+    /// The entry that last changed which nodes there are.
+    nodes: watch::Sender<u64>,
     opened: OnceLock<Opened>,
     door: OnceLock<Door>,
 }
@@ -77,6 +80,7 @@ impl Between {
             data: data.to_owned(),
             loopback: member.loopback,
             peers: peers.clone(),
+            nodes: watch::Sender::new(0),
             opened: OnceLock::new(),
             door: OnceLock::new(),
         }));
@@ -131,6 +135,11 @@ impl Between {
     /// The log is open: from now on questions are answered.
     pub(super) fn opened(&self, engine: &Engine, store: Option<&Arc<HiqliteLog>>) {
         let _first = self.hall.0.opened.set(Opened { engine: engine.clone(), store: store.cloned() });
+    }
+
+    /// To be told of the entry that last changed which nodes there are: what those have open who are none any more ends.
+    pub(super) fn nodes(&self) -> watch::Sender<u64> {
+        self.hall.0.nodes.clone()
     }
 
     /// The tree is there: from now on 9P is served at the port as well.
@@ -253,6 +262,28 @@ pub(super) fn peers_of(state: &State, own: u64) -> Vec<Peer> {
     others.map(|node| Peer { raft: node.raft.0, address: node.address.clone() }).collect()
 }
 
+/// May this node have this appended? What can't be read must not get into the log, where nobody could go on behind it; and a machine that has no
+/// part in the log speaks for itself alone. A member may relay what another has submitted.
+fn acceptable(state: &State, of: &Holder, question: &Forwarded) -> Result<(), String> {
+    let records = match question {
+        Forwarded::Append(records) => records,
+        Forwarded::Relayed(question) => return acceptable(state, of, question),
+        Forwarded::Newest => return Ok(()),
+    };
+    let asker = state.node_named(&of.name).ok_or_else(|| format!("node '{}' is not in this cluster", of.name))?;
+    let size = records.iter().map(Bytes::len).sum::<usize>();
+    if records.len() > BATCH_RECORDS_MAX || size > BATCH_BYTES_MAX.max(RECORD_BYTES_MAX) {
+        return Err(format!("invalid append: {} records of {size} bytes", records.len()));
+    }
+    for record in records {
+        let entry = Entry::decode(record).map_err(|error| format!("invalid entry: {error}"))?;
+        if record.len() > RECORD_BYTES_MAX || (asker.role == NodeRole::Worker && entry.id.node != asker.id) {
+            return Err(format!("invalid entry {}: not from node {}, or too large", entry.id, asker.id));
+        }
+    }
+    Ok(())
+}
+
 /// The way of an append, and of a linearizable read, to the node that leads.
 struct Way(Lines);
 
@@ -272,12 +303,25 @@ impl Forward for Way {
 }
 
 impl Served for Hall {
-    fn lead(&self, question: Vec<u8>) -> BoxFuture<'static, Option<Vec<u8>>> {
+    fn gone(&self, holder: Holder) -> BoxFuture<'static, ()> {
+        let (hall, mut nodes) = (self.clone(), self.0.nodes.subscribe());
+        Box::pin(async move {
+            let is_out = |_changed: &u64| hall.admit(&holder).is_err();
+            if nodes.wait_for(is_out).await.is_err() {
+                std::future::pending().await
+            }
+        })
+    }
+
+    fn lead(&self, question: Vec<u8>, of: Holder) -> BoxFuture<'static, Option<Vec<u8>>> {
         let hall = self.clone();
         Box::pin(async move {
             let opened = hall.0.opened.get()?;
             let answer = match (postcard::from_bytes(&question), &opened.store) {
-                (Ok(question), Some(store)) => store.take(question).await,
+                (Ok(question), Some(store)) => match acceptable(&opened.engine.state(), &of, &question) {
+                    Ok(()) => store.take(question).await,
+                    Err(why) => Answered::NotDone(why),
+                },
                 (Ok(_), None) => Answered::NotDone("a worker has no log".to_owned()),
                 (Err(error), _) => {
                     Answered::NotDone(format!("invalid question: {error}; is it another version of blixard?"))
@@ -314,5 +358,68 @@ impl Served for Hall {
             };
             answer.unwrap_or_else(Answer::Refused)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::HybridTime;
+    use crate::engine::state::EntryId;
+
+    fn entry(node: u64, n: u64, by: By, commands: Vec<Command>) -> Entry {
+        Entry { id: EntryId { node: NodeId(node), boot: 1, n }, at: HybridTime::from_millis(1_000), by, commands }
+    }
+
+    /// Alpha, which has founded the cluster, and the worker of this name.
+    fn state(worker: &str) -> State {
+        let (secret_sha256, admin) = ([7; 32], By::User("root".to_owned()));
+        let init = Command::Init {
+            cluster: "lab".to_owned(),
+            node: "alpha".to_owned(),
+            admin: "root".to_owned(),
+            admin_uid: 0,
+        };
+        let invite = Command::InviteNew { secret_sha256, role: NodeRole::Worker, expires_ms: 60_000 };
+        let join = Command::NodeJoin {
+            secret_sha256,
+            name: worker.to_owned(),
+            address: "w!5640".to_owned(),
+            entry_format: crate::engine::state::ENTRY_FORMAT,
+            release: "1".to_owned(),
+        };
+        let entries =
+            [entry(1, 1, By::Agent, vec![init]), entry(1, 2, admin, vec![invite]), entry(1, 3, By::Agent, vec![join])];
+        (1..).zip(entries).fold(State::new(), |state, (seq, entry)| {
+            let (next, outcome, _events) = state.apply(seq, &entry);
+            outcome.unwrap();
+            next
+        })
+    }
+
+    #[test]
+    fn what_is_appended_for_others_can_be_read_and_is_their_own() {
+        let state = state("w");
+        let of = |name: &str| Holder {
+            name: name.to_owned(),
+            purpose: Purpose::Node,
+            serial: "1".to_owned(),
+            issued_ms: 0,
+            expires_ms: u64::MAX,
+            hosts: Vec::new(),
+        };
+        let append = |bytes: Vec<u8>| Forwarded::Append(vec![bytes.into()]);
+        let of_node = |node| entry(node, 9, By::User("root".to_owned()), vec![Command::NodeDown]).encode();
+        let refused = |name: &str, question: Forwarded| acceptable(&state, &of(name), &question).unwrap_err();
+        for name in ["alpha", "w"] {
+            assert!(refused(name, append(b"x".to_vec())).contains("invalid entry"));
+            let large = vec![of_node(2).into(); BATCH_RECORDS_MAX + 1];
+            assert!(refused(name, Forwarded::Append(large)).contains("invalid append"));
+        }
+        let relayed = |bytes| Forwarded::Relayed(Box::new(append(bytes)));
+        assert_eq!(acceptable(&state, &of("w"), &relayed(of_node(2))), Ok(()));
+        assert!(refused("w", relayed(of_node(1))).contains("not from node 2"));
+        assert_eq!(acceptable(&state, &of("alpha"), &append(of_node(2))), Ok(()), "a member relays");
+        assert!(refused("x", append(of_node(2))).contains("not in this cluster"));
     }
 }

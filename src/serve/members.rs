@@ -41,6 +41,8 @@ pub(super) struct Follower {
     pub(super) data: PathBuf,
     pub(super) member: Member,
     pub(super) peers: watch::Sender<Vec<Peer>>,
+    /// The entry that last changed which nodes there are.
+    pub(super) nodes: watch::Sender<u64>,
     /// Where what it finds out about this node is left for who ends it.
     pub(super) verdict: Arc<OnceLock<Verdict>>,
 }
@@ -60,6 +62,8 @@ impl Follower {
                      invite it anew",
                 ));
             }
+            let changed = state.directory(Kind::Node).members.seq;
+            self.nodes.send_if_modified(|known| std::mem::replace(known, changed) != changed);
             self.keep_peers(&state)?;
             let more = self.reconcile(&state).await;
             drop(state);

@@ -528,6 +528,7 @@ impl Node<'_> {
             data: self.data.to_owned(),
             member: self.member.clone(),
             peers: between.peers.clone(),
+            nodes: between.nodes(),
             verdict: self.verdict.clone(),
         };
         // What it finds out can't be mended by another try.

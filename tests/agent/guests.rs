@@ -300,7 +300,7 @@ async fn what_can_go_elsewhere_has_not_failed_while_it_may_run_here() {
 /// Nor has one ended whose start was cut off because it is to stop, while what was begun can't be ended.
 #[tokio::test(start_paused = true)]
 async fn what_was_cut_off_has_not_ended_while_it_may_run_here() {
-    let bed = Bed::new().await;
+    let mut bed = Bed::new().await;
     let vm = bed.new_vm(VmSpec { disk_bytes: None, ..spec() }).await;
     bed.world.rule(move |_, name| match name {
         "launch" => Some(Fault::SlowAnswer(Duration::from_secs(100))),
@@ -313,6 +313,11 @@ async fn what_was_cut_off_has_not_ended_while_it_may_run_here() {
     bed.tell(vm, VmVerb::Kill).await.unwrap();
     let seen = bed.becomes(vm, "in trouble", |vm| vm.error.is_some()).await;
     assert!(seen.error.as_deref().unwrap().contains("can't be ended"), "{seen:?}");
+    pass(Duration::from_secs(600)).await;
+    assert_eq!((bed.vm(vm).actual, bed.world.machines(vm.0).len()), (Actual::Stopping, 1));
+    // Nor does the next life of the agent take it for ended.
+    bed.crash_agent().await;
+    bed.start_agent().await;
     pass(Duration::from_secs(600)).await;
     assert_eq!((bed.vm(vm).actual, bed.world.machines(vm.0).len()), (Actual::Stopping, 1));
     bed.world.heal();

@@ -299,6 +299,9 @@ fn a_node_is_forgotten_with_what_it_had() {
     cluster.verb(deleted, VmVerb::Delete).unwrap();
     let (code, sentence) = cluster.refused(user("root"), node_verb(2, NodeVerb::Forget));
     assert_eq!((code, sentence.contains("being there")), (Code::Busy, true), "{sentence}");
+    by(&mut cluster, 2, Command::NodeDown).unwrap();
+    let (code, sentence) = cluster.refused(user("root"), node_verb(2, NodeVerb::Forget));
+    assert_eq!((code, sentence.contains("its lease is not over")), (Code::Busy, true), "{sentence}");
     lose(&mut cluster, 2);
     assert_eq!(cluster.is(free).actual, Actual::Running, "it may be");
     cluster.done(user("root"), node_verb(2, NodeVerb::Forget));

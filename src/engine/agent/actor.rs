@@ -183,7 +183,10 @@ impl Actor {
             }
         };
         let (process, look) = match read {
-            Ok(None) => return Ok(()),
+            // A start looks for itself.
+            Ok(None) if self.begins() => return Ok(()),
+            // One that was cut off may have left a process that could not be ended.
+            Ok(None) => return self.surely_ended(None, Look::Known, stop).await.map(drop),
             Ok(Some(record)) => match self.take_back(&record, stop).await? {
                 Some(look) => {
                     let fenced = || was_fenced(&record.machine.run_dir).then_some(Exit::Fenced);
@@ -244,6 +247,12 @@ impl Actor {
             () = tokio::time::sleep(TAKE_BACK_AGAIN_AFTER) => {}
         }
         false
+    }
+
+    /// Is it to be started next?
+    fn begins(&self) -> bool {
+        let state = self.shared.engine.state();
+        state.vm(self.id).is_some_and(|vm| vm.actual == Actual::Starting && vm.node == Some(self.shared.options.node))
     }
 
     /// Is this generation to go on?
@@ -312,11 +321,11 @@ impl Actor {
                 self.report(vm.generation, VmReport::Started { pid }).await
             }
             // What was cut off may be there still, and whoever sees nothing of it would report that it has ended.
-            Ok(None) => self.surely_ended(None, Look::Everywhere, stop).await.map(drop),
+            Ok(None) => self.nothing_left(stop).await.map(drop),
             Err(HypervisorError::NoLease) => {
                 // It is begun again when there is a lease, if it is to begin here then.
                 tracing::info!(vm = %self.id, generation = vm.generation, "the lease was over before it was started");
-                self.surely_ended(None, Look::Everywhere, stop).await.map(drop)
+                self.nothing_left(stop).await.map(drop)
             }
             Err(error) => {
                 let may_retry = !matches!(error, HypervisorError::Permanent(_));
@@ -328,12 +337,21 @@ impl Actor {
                 };
                 tracing::warn!(vm = %self.id, generation = vm.generation, %sentence, "could not be started");
                 // Once this is said, it may be begun on another node; what is tied to this one asks first what is left.
-                if vm.is_free() && !self.surely_ended(None, Look::Everywhere, stop).await? {
+                if vm.is_free() && !self.nothing_left(stop).await? {
                     return Ok(());
                 }
                 self.report(vm.generation, VmReport::Failed { sentence, may_retry }).await
             }
         }
+    }
+
+    /// Waits until nothing runs of a start that came to nothing. False: we are to stop before that.
+    async fn nothing_left(&self, stop: &CancellationToken) -> Result<bool, String> {
+        let ended = self.surely_ended(None, Look::Everywhere, stop).await?;
+        if ended {
+            remove_record(&self.shared, self.id.0);
+        }
+        Ok(ended)
     }
 
     /// Until the VM, as it is desired and known, is like this, or is no more.

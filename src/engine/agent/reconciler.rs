@@ -7,7 +7,7 @@ use super::resources::Resource;
 use super::start::{end_unrecorded, release, remove};
 use super::supervisor::Policy;
 use super::{AGAIN_AFTER, AgentError, Shared};
-use crate::engine::state::{Actual, Command, Desired, Kind, State, Vm, VmId, VmReport};
+use crate::engine::state::{Actual, Command, Desired, Kind, NodeId, State, Vm, VmId, VmReport};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,17 +27,22 @@ pub(super) enum ActorOf {
     },
 }
 
-/// What a user changes when he wants something else of a VM.
+/// What changes when something else is wanted of a VM here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Wanted {
     desired: Desired,
     generation: u64,
     stop_grace_ms: u64,
+    /// It is to end, or to vanish.
+    ends: bool,
+    node: Option<NodeId>,
 }
 
 impl Wanted {
     fn of(vm: &Vm) -> Wanted {
-        Wanted { desired: vm.desired, generation: vm.generation, stop_grace_ms: vm.stop_grace_ms }
+        let ends = matches!(vm.actual, Actual::Stopping | Actual::Deleting);
+        let Vm { desired, generation, stop_grace_ms, node, .. } = *vm;
+        Wanted { desired, generation, stop_grace_ms, ends, node }
     }
 }
 
@@ -135,8 +140,17 @@ fn removed(shared: &Shared, id: VmId) {
 
 /// For a VM that was taken off this node: an actor clears up what is left of it.
 fn left(shared: &Arc<Shared>, id: VmId) -> Result<(), String> {
-    let has_actor = actors(shared).contains_key(&id);
-    if has_actor { Ok(()) } else { start_actor(shared, id) }
+    let mut actors = actors(shared);
+    match actors.get(&id) {
+        Some(ActorOf::Runs(_)) => return Ok(()),
+        Some(ActorOf::GivenUp { task, .. }) => {
+            shared.supervisor.upgrade().iter().for_each(|supervisor| supervisor.forget(task));
+            actors.remove(&id);
+        }
+        None => {}
+    }
+    drop(actors);
+    start_actor(shared, id)
 }
 
 /// Wakes the VM's actor, or starts one if it needs one.

@@ -3,6 +3,7 @@
 //! A resource is data, so that what could not be given back can be written down, shown, and tried again, also by the
 //! next life of this process. Giving back is idempotent.
 
+use crate::durable;
 use crate::engine::host::{HostError, HostParts};
 use crate::engine::hypervisor::Record;
 use serde::{Deserialize, Serialize};
@@ -98,14 +99,21 @@ pub struct Leftovers {
 }
 
 impl Leftovers {
-    /// Those that the file lists.
+    /// Those that the file lists. One that is no list is put by: whoever starts looks at the host itself as well.
     ///
     /// # Errors
-    /// The file can't be read or is no list.
+    /// The file can't be read.
     pub fn open(data: &Path) -> io::Result<Leftovers> {
         let file = data.join("leftovers");
         let list = match std::fs::read(&file) {
-            Ok(text) => serde_json::from_slice(&text)?,
+            Ok(text) => match serde_json::from_slice(&text) {
+                Ok(list) => list,
+                Err(error) => {
+                    tracing::error!(file = %file.display(), %error, "the list of what is left over is damaged, and is put by");
+                    std::fs::rename(&file, file.with_extension("damaged"))?;
+                    Vec::new()
+                }
+            },
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(error),
         };
@@ -115,11 +123,9 @@ impl Leftovers {
     fn change(&self, change: impl FnOnce(&mut Vec<(Resource, String)>)) {
         let mut list = self.lock();
         change(&mut list);
-        let new = self.file.with_extension("new");
         let written = serde_json::to_vec(&*list)
             .map_err(io::Error::from)
-            .and_then(|text| std::fs::write(&new, text))
-            .and_then(|()| std::fs::rename(&new, &self.file));
+            .and_then(|text| durable::replace(&self.file, 0o600, &text));
         if let Err(error) = written {
             tracing::error!(file = %self.file.display(), %error, "what is left over can't be written down");
         }

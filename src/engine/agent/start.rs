@@ -43,7 +43,10 @@ pub(super) async fn start(
     unwanted: impl Future<Output = ()>,
 ) -> Result<Option<(u64, Arc<dyn Instance>)>, HypervisorError> {
     let (vm, generation) = (plan.machine.vm, plan.machine.generation);
-    end_processes(shared, vm, None, Look::Known).await.map_err(HypervisorError::Transient)?;
+    // There is a record if a start that failed could not find out what it had left.
+    let look =
+        if shared.records.read(vm).is_ok_and(|record| record.is_none()) { Look::Known } else { Look::Everywhere };
+    end_processes(shared, vm, None, look).await.map_err(HypervisorError::Transient)?;
     let mut guard = Guard::new(&shared.host, &shared.leftovers);
     let acquired = tokio::select! {
         acquired = tokio::time::timeout(START_WITHIN, acquire(shared, plan, &mut guard)) => acquired.map(Some),
@@ -63,11 +66,15 @@ pub(super) async fn start(
     };
     // The process first: the rest is in its use. A launch that was cut off may have made one that nobody knows.
     let process = shared.records.read(vm).ok().flatten().and_then(|record| record.process);
-    if let Err(why) = end_processes(shared, vm, process.as_ref(), Look::Everywhere).await {
+    let ended = end_processes(shared, vm, process.as_ref(), Look::Everywhere).await;
+    guard.undo().await;
+    if let Err(why) = &ended {
         tracing::error!(vm, why, "the process of a start that failed can't be ended");
     }
-    guard.undo().await;
-    remove_record(shared, vm);
+    // What is not listed as left over is found again by the record.
+    if ended.is_ok() || !shared.leftovers.processes_of(vm).is_empty() {
+        remove_record(shared, vm);
+    }
     error.map_or(Ok(None), Err)
 }
 
@@ -138,6 +145,8 @@ fn uuid(cluster: &str, vm: u64) -> String {
 
 async fn make_run_dir(shared: &Shared, machine: &Machine, guard: &mut Guard<'_>) -> Result<(), HypervisorError> {
     let of_vm = shared.records.of(machine.vm);
+    // What could not be removed when the VM was taken off this node is in use again.
+    shared.leftovers.claim(&Resource::Folder(of_vm.clone())).await;
     let failed = |path: &std::path::Path| io_failed(path.display().to_string());
     std::fs::create_dir_all(&of_vm).map_err(failed(&of_vm))?;
     // The guest's uid passes through on the way to its disk; what else is in here it can't read.
@@ -181,6 +190,7 @@ async fn make_tap(
 /// The disk stays when a start fails: it has the user's data.
 async fn make_disk(shared: &Shared, bytes: Option<u64>, machine: &Machine) -> Result<(), HypervisorError> {
     let (Some(path), Some(bytes)) = (&machine.disk, bytes) else { return Ok(()) };
+    shared.leftovers.claim(&Resource::Disk(path.clone())).await;
     shared.host.disks.make(path, bytes, machine.run_as).await.map_err(host_failed("its disk"))
 }
 

@@ -232,7 +232,11 @@ impl DeadlineFile {
             let new = data.join(format!("{LINK}.new"));
             let _ = std::fs::remove_file(&new);
             let linked = std::os::unix::fs::symlink(&path, &new).and_then(|()| std::fs::rename(&new, data.join(LINK)));
-            linked.map_err(|e| HostError::io(data.join(LINK).display(), e))?;
+            if let Err(error) = linked {
+                // Nobody would ever find it.
+                let _ = std::fs::remove_file(&path);
+                return Err(HostError::io(data.join(LINK).display(), error));
+            }
         }
         Ok(DeadlineFile { file, path, next: 0, term })
     }

@@ -59,11 +59,13 @@ fn fields(stat: &str) -> Option<std::str::SplitWhitespace<'_>> {
     stat.rsplit_once(')').map(|(_, fields)| fields.split_whitespace())
 }
 
-/// The start time in the text of a stat file; Some(None): the process has ended, and only its parent has not looked yet.
+/// The start time in the text of a stat file; Some(None): the process has ended, and only its parent has not looked yet. A process whose
+/// first thread has ended is a zombie by its state, and goes on while another thread is there, as one that waits for a disk.
 fn started(stat: &str) -> Option<Option<u64>> {
     let mut fields = fields(stat)?;
     let state = fields.next()?;
-    if state == "Z" || state == "X" { Some(None) } else { fields.nth(18)?.parse().ok().map(Some) }
+    let threads: u64 = fields.nth(16)?.parse().ok()?;
+    if matches!(state, "Z" | "X") && threads <= 1 { Some(None) } else { fields.nth(1)?.parse().ok().map(Some) }
 }
 
 /// A process that can't be mistaken for a later one with the same number.
@@ -192,6 +194,8 @@ mod tests {
         assert_eq!(start_ticks(gone).unwrap(), None);
         assert_eq!(started("7 (a) b) S 1 7 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 4321 0"), Some(Some(4321)));
         assert_eq!(started("7 (x) Z 1 7 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 4321 0"), Some(None));
+        let with_a_thread = "7 (x) Z 1 7 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 2 0 4321 0";
+        assert_eq!(started(with_a_thread), Some(Some(4321)), "only its first thread has ended");
         assert_eq!(started("7 (x) S 1"), None, "cut off");
         assert_eq!(parent(own).unwrap(), Some(std::os::unix::process::parent_id()));
         assert_eq!(parent(gone).unwrap(), None);

@@ -277,6 +277,12 @@ impl Work<'_> {
                 "node '{}' is busy being there: drain and remove it, or switch it off first",
                 node.name
             ))),
+            // One that was only ended has machines that go on, and fences that end them when its lease is over.
+            NodeVerb::Forget if node.lease.counter != 0 && !node.lease.expired => Err(Refusal::busy(format!(
+                "node '{}' is busy: its lease is not over yet, and what it had may run until then: try again in {} s",
+                node.name,
+                node.lease.length_ms.div_ceil(1_000)
+            ))),
             NodeVerb::Forget => {
                 self.check_majority_without(&node)?;
                 self.each_on(id, |vm| vm.node_forgotten(&node.name))?;

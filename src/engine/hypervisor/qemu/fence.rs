@@ -139,11 +139,16 @@ impl FenceProcess {
         self.process.ended().await;
     }
 
-    /// Of a machine that has ended: was it its fence that did it?
-    pub(super) async fn has_ended_it(&self) -> bool {
+    /// Waits for its end, which is the machine's.
+    pub(super) async fn ends_too(&self) {
         if tokio::time::timeout(ENDS_WITHIN, self.ended()).await.is_err() {
             tracing::warn!(fence = self.process.pid(), "a fence does not end with its machine");
         }
+    }
+
+    /// Of a machine that has ended: was it its fence that did it?
+    pub(super) async fn has_ended_it(&self) -> bool {
+        self.ends_too().await;
         was_fenced(&self.run_dir)
     }
 }

@@ -36,6 +36,7 @@ pub(super) struct Parts {
 pub(super) struct QemuInstance {
     record: Record,
     process: Arc<Process>,
+    fence: Option<Arc<FenceProcess>>,
     monitor: Arc<Monitor>,
     console: ConsoleLine,
     channel: Channel,
@@ -52,7 +53,8 @@ impl QemuInstance {
         let found = stopped_for_good(&status(&monitor).await?);
         let (process, monitor, killed) = (Arc::new(process), Arc::new(monitor), Arc::new(AtomicBool::new(false)));
         let (ended, exit) = watch::channel(None);
-        let watching = watch_end(process.clone(), fence, monitor.clone(), events, killed.clone(), run_dir);
+        let fence = fence.map(Arc::new);
+        let watching = watch_end(process.clone(), fence.clone(), monitor.clone(), events, killed.clone(), run_dir);
         let watcher = tokio::spawn(async move {
             let exit = match found {
                 Some(exit) => exit,
@@ -61,7 +63,7 @@ impl QemuInstance {
             ended.send_replace(Some(exit));
         });
         let _watcher = AbortOnDropHandle::new(watcher);
-        Ok(QemuInstance { record, process, monitor, console, channel, killed, exit, _watcher })
+        Ok(QemuInstance { record, process, fence, monitor, console, channel, killed, exit, _watcher })
     }
 }
 
@@ -86,7 +88,7 @@ fn stopped_for_good(status: &str) -> Option<Exit> {
 /// Until the machine is no more. A guest that went off leaves its process to us.
 async fn watch_end(
     process: Arc<Process>,
-    fence: Option<FenceProcess>,
+    fence: Option<Arc<FenceProcess>>,
     monitor: Arc<Monitor>,
     mut events: broadcast::Receiver<Event>,
     killed: Arc<AtomicBool>,
@@ -193,6 +195,10 @@ impl Instance for QemuInstance {
             && let Err(error) = self.process.kill()
         {
             tracing::warn!(pid = self.record.pid, %error, "does not quit and can't be killed");
+        }
+        // Whoever waits for it takes it off the kernel's list of processes.
+        if let Some(fence) = &self.fence {
+            fence.ends_too().await;
         }
     }
 

@@ -60,7 +60,15 @@ impl HiqliteLog {
             Forwarded::Newest => match tokio::time::timeout(QUICK_WITHIN, rows::newest(&self.client)).await {
                 Ok(Ok(newest)) => Ok(Answered::Newest(newest)),
                 // Its connection to its own port is not there yet: a write that changes nothing is a barrier as well.
-                _ => Ok(Answered::Newest(rows::newest_by_write(&self.client).await?)),
+                _ => {
+                    let newest = rows::newest_by_write(&self.client).await?;
+                    let now = members::health(&self.client);
+                    // hiqlite takes a write elsewhere when this node leads no more, and then what is here may be old.
+                    if (now.role, now.term) != (Role::Leader, health.term) {
+                        return Ok(Answered::NotDone("this node does not lead any more".to_owned()));
+                    }
+                    Ok(Answered::Newest(newest))
+                }
             },
             Forwarded::Relayed(_) => Ok(Answered::NotDone("this is asked of the leader itself".to_owned())),
         }

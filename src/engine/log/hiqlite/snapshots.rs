@@ -29,6 +29,11 @@ pub(super) const SCHEMA: &str = "\
 /// Stores a snapshot.
 pub(super) async fn save(client: &Client, snapshot: Snapshot) -> Result<(), AppendError> {
     let seq = rows::integer(snapshot.seq).map_err(|error| AppendError::NotDone(error.to_string()))?;
+    if snapshot.bytes.len() as u64 > SNAPSHOT_BYTES_MAX {
+        // Nobody would unpack it, and the log must not be cut behind it.
+        let size = snapshot.bytes.len();
+        return Err(AppendError::NotDone(format!("the state has {size} bytes, and {SNAPSHOT_BYTES_MAX} are the most")));
+    }
     let size = rows::integer(snapshot.bytes.len() as u64).map_err(|error| AppendError::NotDone(error.to_string()))?;
     let packed = tokio::task::spawn_blocking(move || zstd::encode_all(&*snapshot.bytes, COMPRESSION_LEVEL))
         .await
