@@ -226,3 +226,29 @@ fn a_cluster_writes_what_its_oldest_node_can_read() {
     let encoded: State = State::decode(&cluster.state.encode()).unwrap();
     assert_eq!(encoded, cluster.state);
 }
+
+/// A process that renews and never gets as far as to look after machines must not be given any.
+#[test]
+fn a_start_whose_agent_is_not_up_holds_the_lease_and_is_given_nothing() {
+    let mut cluster = Cluster::new();
+    let beta = join(&mut cluster, "beta", NodeRole::Voter);
+    said_by(&mut cluster, beta, renew(1)).unwrap();
+    let is_up = |cluster: &Cluster| cluster.state.node(NodeId(beta)).unwrap().up;
+    assert!(is_up(&cluster));
+    let mut of_start = |cluster: &mut Cluster, boot, n, command| {
+        let id = EntryId { node: NodeId(beta), boot, n };
+        let at = HybridTime::from_millis(cluster.now_ms);
+        cluster.apply(Entry { id, at, by: By::Agent, commands: vec![command] }).unwrap();
+    };
+    of_start(&mut cluster, 2, 1, renew(2));
+    assert!(!is_up(&cluster), "the next start has only renewed yet");
+    cluster.done(By::Agent, expire(beta, 2));
+    of_start(&mut cluster, 2, 2, renew(3));
+    let node = cluster.state.node(NodeId(beta)).unwrap();
+    assert!(!node.up && !node.lease.expired, "it is back, and no more");
+    of_start(&mut cluster, 2, 3, node_up("boot-x"));
+    assert!(is_up(&cluster));
+    cluster.done(By::Agent, expire(beta, 3));
+    of_start(&mut cluster, 2, 4, renew(4));
+    assert!(is_up(&cluster), "its agent was up all the time");
+}

@@ -15,8 +15,8 @@
 use super::membership::Joining;
 use super::node::NodeReport;
 use super::{
-    About, By, Command, DEFAULT_NETWORK, DEFAULT_POOL, Directory, Entry, Event, Kind, NOBODY, Node, NodeId, Operation,
-    Outcome, Reply, Role, State, Subject, Touched, What,
+    About, By, Command, DEFAULT_NETWORK, DEFAULT_POOL, Directory, Entry, EntryId, Event, Kind, NOBODY, Node, NodeId,
+    Operation, Outcome, Reply, Role, State, Subject, Touched, What,
 };
 use crate::clock::HybridTime;
 use crate::mutants::{Mutant, planted};
@@ -33,6 +33,8 @@ pub(super) struct Work<'e> {
     pub(super) state: State,
     pub(super) seq: u64,
     pub(super) node: NodeId,
+    /// Which start of the node it is that submits.
+    pub(super) boot: u64,
     pub(super) by: &'e By,
     events: Vec<Event>,
 }
@@ -59,7 +61,8 @@ impl State {
         if let Err(refusal) = next.admit(entry) {
             return (next, Err(refusal), Vec::new());
         }
-        let mut work = Work { state: next.clone(), seq, node: entry.id.node, by: &entry.by, events: Vec::new() };
+        let EntryId { node, boot, .. } = entry.id;
+        let mut work = Work { state: next.clone(), seq, node, boot, by: &entry.by, events: Vec::new() };
         match work.all(&entry.commands) {
             Ok(replies) => (work.state, Ok(replies), work.events),
             Err(refusal) => (next, Err(refusal), Vec::new()),

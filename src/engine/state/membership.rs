@@ -409,8 +409,13 @@ impl Work<'_> {
             )));
         }
         let lease = Lease { counter, length_ms, expired: false };
+        // A start whose agent is not up, and may never be, renews as well: it must not be given machines.
+        let has_agent = node.up_start == self.boot;
         if node.lease.expired {
-            return self.change_node(What::Back, |node| (node.lease, node.up) = (lease, true));
+            return self.change_node(What::Back, |node| (node.lease, node.up) = (lease, has_agent));
+        }
+        if node.up && !has_agent {
+            return self.change_node(What::Down, |node| (node.lease, node.up) = (lease, false));
         }
         // Not a change that anybody has to hear of: there are many each second.
         if let Some(node) = self.state.nodes.get_mut(&self.node) {

@@ -82,6 +82,8 @@ pub struct Node {
     pub name: String,
     /// Is its process up, as far as it has said?
     pub up: bool,
+    /// Which of the node's starts was up last: the first part of its entries' numbers.
+    pub up_start: u64,
     /// The host's boot_id, from its last `NodeUp`; empty before the first.
     pub host_boot: String,
     /// `qemu` or `simulated`.
@@ -135,6 +137,7 @@ impl Node {
             id,
             name: name.to_owned(),
             up: false,
+            up_start: 0,
             host_boot: String::new(),
             hypervisor: String::new(),
             memory_bytes: 0,
@@ -222,9 +225,9 @@ impl Work<'_> {
         if report.arch.len() > ARCH_BYTES_MAX {
             return Err(Refusal::invalid(format!("invalid architecture: it has at most {ARCH_BYTES_MAX} bytes")));
         }
-        let mut earlier_boot = String::new();
+        let (mut earlier_boot, start) = (String::new(), self.boot);
         let reply = self.change_node(What::Up, |node| {
-            (node.up, node.joined_with) = (true, None);
+            (node.up, node.up_start, node.joined_with) = (true, start, None);
             earlier_boot = std::mem::replace(&mut node.host_boot, report.host_boot.to_owned());
             report.hypervisor.clone_into(&mut node.hypervisor);
             (node.memory_bytes, node.cpus) = (report.memory_bytes, report.cpus);
