@@ -171,7 +171,11 @@ async fn lead(mut stream: ServerStream, holder: Holder, served: &Arc<dyn Served>
     loop {
         // Its end is no fault.
         let Ok(question) = lead::read(&mut stream, served.lead_bytes_max()).await else { return Ok(()) };
-        let answer = served.lead(question, holder.clone()).await.ok_or("the node is starting and has no log yet")?;
+        // Whoever asks waits no longer, and asks another: what is carried on for nobody stands in the way of those who still wait.
+        let Ok(answer) = timeout(lead::ANSWER_WITHIN, served.lead(question, holder.clone())).await else {
+            return Ok(());
+        };
+        let answer = answer.ok_or("the node is starting and has no log yet")?;
         if let Err(error) = lead::write(&mut stream, &answer).await {
             tracing::debug!(%error, "an answer could not be given");
             return Ok(());

@@ -7,7 +7,7 @@ use crate::engine::log::{AppendError, Publisher};
 use crate::ninep::client::{Client, File, Options};
 use crate::ninep::linux::open as flags;
 use crate::peers::Peer;
-use crate::peers::lead::{Lines, NoAnswer};
+use crate::peers::lead::{self, Lines, NoAnswer};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,9 +39,24 @@ pub(super) struct Members {
 }
 
 impl Members {
-    pub(super) fn new(name: &str, identity: PathBuf, lines: Lines, peers: watch::Receiver<Vec<Peer>>) -> Members {
-        let (turn, there) = (AtomicUsize::new(0), AtomicBool::new(false));
-        Members { name: name.to_owned(), identity, lines, peers, turn, there, client: Mutex::default() }
+    /// For the worker of this name and number.
+    pub(super) fn new(
+        (name, node): (&str, u64),
+        identity: PathBuf,
+        lines: Lines,
+        peers: watch::Receiver<Vec<Peer>>,
+    ) -> Members {
+        // Each begins with another one, so that all have about as many workers.
+        let turn = AtomicUsize::new(usize::try_from(node).unwrap_or_default());
+        Members {
+            name: name.to_owned(),
+            identity,
+            lines,
+            peers,
+            turn,
+            there: AtomicBool::new(false),
+            client: Mutex::default(),
+        }
     }
 
     /// The member whose turn it is.
@@ -202,7 +217,8 @@ impl Upstream for Members {
         let member = self.followed(turn).map_err(AppendError::NotDone)?;
         let bytes = postcard::to_stdvec(&question).map_err(|error| AppendError::NotDone(error.to_string()))?;
         let is_read = question == Forwarded::Relayed(Box::new(Forwarded::Newest));
-        let error = match self.lines.ask(member.raft, usize::from(is_read), &bytes, FORWARDED_BYTES_MAX).await {
+        let line = if is_read { lead::Line::Read } else { lead::Line::Append };
+        let error = match self.lines.ask(member.raft, line, &bytes, FORWARDED_BYTES_MAX).await {
             Ok(answer) => {
                 return postcard::from_bytes(&answer).map_err(|error| AppendError::Unknown(error.to_string()));
             }
