@@ -5,9 +5,9 @@
 use blixard::ca;
 use blixard::ninep::holder::Holder;
 use blixard::ninep::identity::Identity;
-use blixard::ninep::tls::{PeerAcceptor, ServerStream};
-use blixard::peers::ask::{Answer, Question};
-use blixard::peers::entrance::{self, Served, Store};
+use blixard::ninep::tls::{self, HANDSHAKE_WITHIN, PeerAcceptor, ServerStream};
+use blixard::peers::ask::{Answer, Question, ask_to_join};
+use blixard::peers::entrance::{self, JOINS_MAX, Served, Store};
 use blixard::peers::lead::{ANSWER_WITHIN, Line, Lines, NoAnswer};
 use blixard::peers::{Peer, Service};
 use blixard::text::Refusal;
@@ -16,7 +16,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -66,6 +67,8 @@ impl Served for Echo {
 /// Two members, one that answers and one at whose address a machine is silent; and the lines to them.
 struct Bed {
     lines: Lines,
+    address: String,
+    authority_sha256: [u8; 32],
     stop: CancellationToken,
     given_up: CancellationToken,
     _silent: TcpListener,
@@ -89,15 +92,31 @@ impl Bed {
         let (_, peers) = watch::channel(vec![peer(ANSWERS, &port), peer(SILENT, &silent)]);
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
         let (store, stop) = (Store { id: 1, raft: nowhere, api: nowhere }, CancellationToken::new());
+        let (address, authority_sha256) = (address(&port), tls::authority_sha256(&identity).unwrap());
         let lines = Lines::new(identity, peers);
         let given_up = CancellationToken::new();
         let echo = Arc::new(Echo { given_up: given_up.clone() });
         tokio::spawn(entrance::serve(port, acceptor, store, echo, stop.clone()));
-        Bed { lines, stop, given_up, _silent: silent, _folder: folder }
+        Bed { lines, address, authority_sha256, stop, given_up, _silent: silent, _folder: folder }
     }
 
     async fn ask(&self, raft: u64, line: Line, question: &[u8]) -> Result<Vec<u8>, NoAnswer> {
         self.lines.ask(raft, line, question, QUESTION_BYTES_MAX).await
+    }
+
+    /// A machine without a certificate that says nothing after the handshake.
+    async fn stranger(&self) -> impl AsyncRead + AsyncWrite + Unpin + use<> {
+        let stream = TcpStream::connect(self.address.replace('!', ":")).await.unwrap();
+        let protocol = Service::Join.protocol();
+        tls::connect_pinned(self.authority_sha256, "127.0.0.1", stream, protocol).await.unwrap()
+    }
+
+    /// What a machine is told that wants to join.
+    async fn join(&self) -> Refusal {
+        let text = str::to_owned;
+        let (name, address, release, request) = (text("beta"), text("beta!1"), text("1"), text(""));
+        let question = Question::Join { secret: [0; 16], name, address, entry_format: 1, release, request };
+        ask_to_join(self.authority_sha256, &self.address, &question).await.unwrap_err()
     }
 }
 
@@ -150,4 +169,26 @@ async fn a_question_that_is_carried_on_for_nobody_ends() {
     assert!(matches!(lost, Err(NoAnswer::Lost(_))), "{lost:?}");
     timeout(SLACK, bed.given_up.cancelled()).await.expect("the node still works on what nobody waits for");
     assert_eq!(bed.ask(ANSWERS, Line::Append, b"next").await.unwrap(), b"next");
+}
+
+#[tokio::test]
+async fn strangers_have_few_places_and_not_for_long() {
+    let bed = Bed::new().await;
+    assert!(bed.join().await.sentence.contains("nobody is let in"));
+    let mut strangers = join_all((0..JOINS_MAX).map(|_| bed.stranger())).await;
+    let full = async {
+        while bed.join().await.sentence.contains("nobody is let in") {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(SLACK, full).await.expect("one stranger more has a place");
+    assert_eq!(bed.ask(ANSWERS, Line::Append, b"node").await.unwrap(), b"node", "nodes have theirs");
+    tokio::time::pause();
+    tokio::time::advance(HANDSHAKE_WITHIN).await;
+    tokio::time::resume();
+    for stranger in &mut strangers {
+        let end = timeout(SLACK, stranger.read(&mut [0; 1])).await.expect("who says nothing has a place for ever");
+        assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+    }
+    assert!(bed.join().await.sentence.contains("nobody is let in"), "there is room again");
 }
