@@ -6,7 +6,7 @@ use super::audit::{self, AuditLines, Trail};
 use super::backup::{BACKUPS_MAX, BackupReader};
 use super::divergence::Comparison;
 use super::failure::Failure;
-use super::log::followed::Part;
+use super::log::told::{Teller, Told};
 use super::log::{Committed, Health, Log, LogError};
 use super::recovery::recover;
 use super::snapshots::{SnapshotKeeper, write_snapshots};
@@ -77,6 +77,8 @@ struct Shared {
     submissions: Mutex<Option<Arc<Submissions>>>,
     trail: Trail,
     options: Options,
+    /// For those that follow the log.
+    teller: Teller,
     /// A place for each backup that is being read.
     backups: Arc<Semaphore>,
     /// A snapshot is wanted with the next entry.
@@ -164,8 +166,10 @@ impl Engine {
         let submissions = Mutex::new(Some(Arc::new(submissions)));
         let tasks = Mutex::new(Some(tasks));
         let backups = Arc::new(Semaphore::new(BACKUPS_MAX));
+        let teller = Teller::new(log.clone());
         let shared =
-            Arc::new(Shared { view, log, clock, submissions, trail, options, backups, snapshot_wanted, failed, tasks });
+            Shared { view, log, clock, submissions, trail, options, teller, backups, snapshot_wanted, failed, tasks };
+        let shared = Arc::new(shared);
         let engine = Engine { shared };
         engine.begin(node, boot).await?;
         Ok(engine)
@@ -224,9 +228,9 @@ impl Engine {
     ///
     /// # Errors
     /// EIO: the log can't be read.
-    pub async fn log_after(&self, after: u64, max: usize) -> Result<Part, Refusal> {
-        let part = Part::after(&*self.shared.log, after, max).await;
-        part.map_err(|error| Refusal::fault(format!("the log can't be read: {error}")))
+    pub async fn log_after(&self, after: u64, max: usize) -> Result<Told, Refusal> {
+        let told = self.shared.teller.after(after, max).await;
+        told.map_err(|error| Refusal::fault(format!("the log can't be read: {error}")))
     }
 
     /// Up to where this node has applied the log, and what came of it.

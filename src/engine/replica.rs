@@ -18,8 +18,18 @@ pub(super) struct Replica {
     pub(super) seq: u64,
     /// `chain(n) = SHA-256(chain(n-1) ‖ record n)`, and 32 zero bytes for n = 0. Two copies with the same chain have seen the same log.
     pub(super) chain: [u8; CHAIN_BYTES],
-    /// The same over the records and what was decided about each: outcomes and events. Two copies with the same digest are the same.
+    /// The same over the records and what was decided about each, see [`decided`]. Two copies with the same digest are the same.
     pub(super) digest: [u8; CHAIN_BYTES],
+}
+
+/// What was decided about an entry, as bytes: what each command did, or which errno the entry was refused with and for which command; and
+/// what happened to what. The sentences are not in it. They are for people, and a release that words one better decides nothing else: its
+/// nodes must agree with those that are not upgraded yet.
+fn decided(outcome: &Outcome, events: &[Event]) -> Result<Vec<u8>, String> {
+    let outcome = outcome.as_ref().map_err(|refusal| (refusal.code, refusal.nth));
+    let events: Vec<_> =
+        events.iter().map(|Event { seq, at, subject, what }| (seq, at, subject, what.without_words())).collect();
+    postcard::to_stdvec(&(outcome, events)).map_err(|error| error.to_string())
 }
 
 /// What a node says of the digest that it has after so many records.
@@ -66,7 +76,7 @@ impl Replica {
         self.state = Arc::new(state);
         self.seq = seq;
         self.chain = Sha256::new().chain_update(self.chain).chain_update(&record.bytes).finalize().into();
-        let decided = postcard::to_stdvec(&(&outcome, &events)).map_err(|error| error.to_string())?;
+        let decided = decided(&outcome, &events)?;
         self.digest =
             Sha256::new().chain_update(self.digest).chain_update(self.chain).chain_update(decided).finalize().into();
         Ok(Step { seq, entry, repeated, outcome, events })
@@ -95,5 +105,56 @@ impl Replica {
         let (digest, state) = body.split_first_chunk::<CHAIN_BYTES>().ok_or("it is too short")?;
         let state = State::decode(state).map_err(|error| error.to_string())?;
         Ok(Replica { state: Arc::new(state), seq: snapshot.seq, chain: *chain, digest: *digest })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::HybridTime;
+    use crate::engine::state::{NodeId, Reply, Subject, VmId, What};
+    use crate::text::{Code, Refusal};
+
+    fn event(what: What) -> Event {
+        Event { seq: 7, at: HybridTime::from_millis(1_000), subject: Subject::Vm(VmId(1)), what }
+    }
+
+    #[test]
+    fn what_is_decided_has_no_words() {
+        let refused = |sentence: &str| decided(&Err(Refusal::busy(sentence).of_nth(1)), &[]).unwrap();
+        assert_eq!(refused("busy: it runs"), refused("busy: it is running; stop it first"));
+        let happened = |what| decided(&Ok(vec![Reply::Done]), &[event(what)]).unwrap();
+        for what in [What::Failed, What::Trouble, What::Waiting] {
+            assert_eq!(happened(what("no room".into())), happened(what("no node has room".into())));
+        }
+    }
+
+    #[test]
+    fn everything_else_is_in_it() {
+        let refusal = |code, nth| Err(Refusal { code, sentence: String::new(), nth });
+        let vm = |what| vec![event(what)];
+        let node = |name: &str| Event { subject: Subject::Node(NodeId(1), name.into()), ..event(What::Up) };
+        let all: Vec<(Outcome, Vec<Event>)> = vec![
+            (Ok(vec![Reply::Done]), vec![]),
+            (Ok(vec![Reply::Unchanged]), vec![]),
+            (Ok(vec![Reply::Created(1)]), vec![]),
+            (Ok(vec![Reply::Created(2)]), vec![]),
+            (refusal(Code::Busy, None), vec![]),
+            (refusal(Code::Busy, Some(0)), vec![]),
+            (refusal(Code::Busy, Some(1)), vec![]),
+            (refusal(Code::Denied, None), vec![]),
+            (Ok(vec![]), vm(What::Failed("".into()))),
+            (Ok(vec![]), vm(What::Trouble("".into()))),
+            (Ok(vec![]), vm(What::Waiting("".into()))),
+            (Ok(vec![]), vm(What::Starting { generation: 1 })),
+            (Ok(vec![]), vm(What::Starting { generation: 2 })),
+            (Ok(vec![]), vm(What::Moving("alpha".into()))),
+            (Ok(vec![]), vm(What::Moving("beta".into()))),
+            (Ok(vec![]), vec![node("alpha")]),
+            (Ok(vec![]), vec![node("beta")]),
+        ];
+        let texts: std::collections::BTreeSet<Vec<u8>> =
+            all.iter().map(|(outcome, events)| decided(outcome, events).unwrap()).collect();
+        assert_eq!(texts.len(), all.len());
     }
 }

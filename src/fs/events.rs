@@ -76,12 +76,12 @@ fn events_after(engine: &Engine, range: Range, filter: Filter) -> Piece {
             let text = format!(
                 "# lost: the events from {lost} to {oldest} are gone here; go on with from={from}, or see /log\n"
             );
-            Piece { text: text.into(), upto: range.after, end: true }
+            Piece { text: text.into(), upto: range.after, part: 0, end: true }
         }
         Events::Some(events) => {
             let upto = events.last().map_or(range.after, |last| last.seq);
             let text: String = events.iter().filter(|e| filter.shows(e)).map(|e| format!("{e}\n")).collect();
-            Piece { text: text.into(), upto, end: events.iter().any(|e| filter.ends_with(e)) }
+            Piece { text: text.into(), upto, part: 0, end: events.iter().any(|e| filter.ends_with(e)) }
         }
     }
 }
@@ -108,5 +108,5 @@ async fn lines_after(engine: &Engine, range: Range) -> Result<Piece, Refusal> {
         text.push_str(line);
         text.push('\n');
     }
-    Ok(Piece { text: text.into(), upto, end: upto <= range.after || upto >= range.newest })
+    Ok(Piece { text: text.into(), upto, part: 0, end: upto <= range.after || upto >= range.newest })
 }

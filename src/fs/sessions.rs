@@ -5,12 +5,13 @@ use super::tree::Credential;
 use crate::clock::system_millis;
 use crate::text::{Code, Refusal};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// Connections of one user at a time: half of what the server has, so that nobody can keep all others out.
+/// Connections of one user, or for one node, at a time: less than users have together, so that nobody can keep all others out.
 pub const CONNECTIONS_PER_USER_MAX: usize = 1024;
 
 /// Over how long a rate is taken.
@@ -175,11 +176,37 @@ pub struct Seen {
     pub requests_a_second: u64,
 }
 
+/// Whose places a connection takes. A node's are its own, whoever it asks for: strangers can't take them, though a node is nobody, as they
+/// are, until it has said for whom it asks.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Whose {
+    User(String),
+    Node(String),
+}
+
+impl Whose {
+    fn of(who: &Newcomer) -> Whose {
+        match &who.credential {
+            Credential::Node { name, .. } => Whose::Node(name.clone()),
+            _ => Whose::User(who.user.clone()),
+        }
+    }
+}
+
+impl fmt::Display for Whose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Whose::User(name) => write!(f, "user '{name}'"),
+            Whose::Node(name) => write!(f, "node '{name}'"),
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Open {
     last: u64,
     sessions: BTreeMap<u64, Arc<Session>>,
-    of_users: BTreeMap<String, usize>,
+    counts: BTreeMap<Whose, usize>,
 }
 
 /// All connections of a server.
@@ -198,10 +225,10 @@ impl Sessions {
     pub fn enter(self: &Arc<Self>, who: Newcomer) -> Result<Place, Refusal> {
         let since_ms = system_millis().map_err(|error| Refusal::again(error.to_string()))?;
         let mut open = self.open();
-        let count = open.of_users.entry(who.user.clone()).or_default();
+        let whose = Whose::of(&who);
+        let count = open.counts.entry(whose.clone()).or_default();
         if *count >= CONNECTIONS_PER_USER_MAX {
-            let sentence =
-                format!("busy: user '{}' has {CONNECTIONS_PER_USER_MAX} connections, which is the most", who.user);
+            let sentence = format!("busy: {whose} has {CONNECTIONS_PER_USER_MAX} connections, which is the most");
             return Err(Refusal::new(Code::Again, sentence));
         }
         *count += 1;
@@ -259,11 +286,11 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut open = self.sessions.open();
         open.sessions.remove(&self.session.id);
-        let user = &self.session.who.user;
-        if let Some(count) = open.of_users.get_mut(user) {
+        let whose = Whose::of(&self.session.who);
+        if let Some(count) = open.counts.get_mut(&whose) {
             *count -= 1;
             if *count == 0 {
-                open.of_users.remove(user);
+                open.counts.remove(&whose);
             }
         }
     }
@@ -288,7 +315,22 @@ mod tests {
         places.pop();
         assert!(sessions.enter(newcomer("ann")).is_ok());
         drop(places);
-        assert!(sessions.all().is_empty() && sessions.open().of_users.is_empty(), "nothing is kept of who has gone");
+        assert!(sessions.all().is_empty() && sessions.open().counts.is_empty(), "nothing is kept of who has gone");
+    }
+
+    #[test]
+    fn strangers_take_no_place_of_a_node() {
+        let sessions = Arc::new(Sessions::default());
+        let _strangers: Vec<_> =
+            (0..CONNECTIONS_PER_USER_MAX).map(|_| sessions.enter(newcomer("none")).unwrap()).collect();
+        let node = |name: &str| {
+            let credential = Credential::Node { name: name.into(), user: String::new() };
+            Newcomer { credential, ..newcomer("none") }
+        };
+        let _beta: Vec<_> = (0..CONNECTIONS_PER_USER_MAX).map(|_| sessions.enter(node("beta")).unwrap()).collect();
+        let refusal = sessions.enter(node("beta")).unwrap_err();
+        assert!(refusal.sentence.contains("node 'beta'"), "{refusal}");
+        assert!(sessions.enter(node("gamma")).is_ok(), "other nodes come in");
     }
 
     #[tokio::test]

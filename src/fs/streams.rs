@@ -22,6 +22,8 @@ pub(super) struct Piece {
     pub(super) text: Bytes,
     /// Up to where it goes. If that is where it was asked to begin and there is no text, there is nothing yet.
     pub(super) upto: u64,
+    /// Of something large that comes in parts: which part is next; 0: another thing begins.
+    pub(super) part: usize,
     /// The stream ends with it.
     pub(super) end: bool,
 }
@@ -31,6 +33,8 @@ pub(super) struct Piece {
 pub(super) struct Range {
     pub(super) after: u64,
     pub(super) newest: u64,
+    /// See [`Piece::part`].
+    pub(super) part: usize,
 }
 
 /// What a stream is read from.
@@ -62,7 +66,7 @@ pub(super) struct Stream(Arc<Shared>);
 impl Stream {
     /// One that begins after the entry `after`.
     pub(super) fn new(asked: &Asked<'_>, how: OpenMode, after: u64, source: Source) -> Stream {
-        let range = Range { after, newest: asked.state.seq() };
+        let range = Range { after, newest: asked.state.seq(), part: 0 };
         let cursor = Mutex::new(Cursor { turn: 0, range, pending: Bytes::new(), ended: false });
         let (open, set_back) = (Open::of(asked), watch::Sender::new(()));
         Stream(Arc::new(Shared { open, source, cursor, set_back, nonblock: how.nonblock, resumable: false }))
@@ -110,6 +114,7 @@ impl Shared {
         let nothing = piece.text.is_empty() && piece.upto == cursor.range.after && !piece.end;
         if !nothing {
             cursor.turn += 1;
+            cursor.range.part = piece.part;
             (cursor.range.after, cursor.pending, cursor.ended) = (piece.upto, piece.text, piece.end);
         }
         nothing
@@ -145,7 +150,7 @@ impl Shared {
         let newest = self.engine().state().seq();
         {
             let mut cursor = self.cursor();
-            let range = Range { after: from.saturating_sub(1), newest };
+            let range = Range { after: from.saturating_sub(1), newest, part: 0 };
             *cursor = Cursor { turn: cursor.turn + 1, range, pending: Bytes::new(), ended: false };
         }
         self.set_back.send_replace(());
@@ -202,7 +207,7 @@ pub(super) fn wait(asked: &Asked<'_>, how: OpenMode) -> Result<Arc<dyn Handle>, 
             None => Some("deleted\n".to_owned()),
             Some(vm) => vm.settled().then(|| format!("{}\n", vm.actual)),
         };
-        Piece { end: text.is_some(), text: text.unwrap_or_default().into(), upto: range.after }
+        Piece { end: text.is_some(), text: text.unwrap_or_default().into(), upto: range.after, part: 0 }
     };
     let source = Box::new(move |range| -> BoxFuture<'static, _> { Box::pin(std::future::ready(Ok(look(range)))) });
     Ok(Arc::new(Stream::new(asked, how, 0, source)))
@@ -215,7 +220,7 @@ pub(super) fn sync(asked: &Asked<'_>, how: OpenMode) -> Result<Arc<dyn Handle>, 
         let engine = engine.clone();
         Box::pin(async move {
             let text = format!("{}\n", engine.sync().await?);
-            Ok(Piece { text: text.into(), upto: range.after, end: true })
+            Ok(Piece { text: text.into(), upto: range.after, part: 0, end: true })
         })
     });
     Ok(Arc::new(Stream::new(asked, how, 0, source)))

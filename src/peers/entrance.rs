@@ -19,6 +19,9 @@ use tokio_util::sync::CancellationToken;
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// Connections of nodes at a time. Those of users are counted where 9P is served.
 const CONNECTIONS_MAX: usize = 4096;
+/// Of them, machines that want to join at a time. They have proved nothing, so that they have few places, and none of the others'.
+pub const JOINS_MAX: usize = 16;
+
 /// Who serves what comes in.
 pub trait Served: Send + Sync + 'static {
     /// A connection for 9P, of a user or a node, to its end.
@@ -53,6 +56,7 @@ pub async fn serve(
     stop: CancellationToken,
 ) {
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let joins = Arc::new(Semaphore::new(JOINS_MAX));
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -66,9 +70,9 @@ pub async fn serve(
                         tracing::warn!(%from, "a connection was refused: {HANDSHAKES_MAX} others are proving who they are");
                         continue;
                     };
-                    let (acceptor, served) = (acceptor.clone(), served.clone());
+                    let (acceptor, served, joins) = (acceptor.clone(), served.clone(), joins.clone());
                     connections.spawn(async move {
-                        let taken = come_in(stream, from, &acceptor, store, &served, place).await;
+                        let taken = come_in(stream, from, &acceptor, store, &served, place, &joins).await;
                         if let Err(why) = taken {
                             tracing::warn!(%from, %why, "a connection was refused");
                         }
@@ -92,12 +96,13 @@ async fn come_in(
     store: Store,
     served: &Arc<dyn Served>,
     place: OwnedSemaphorePermit,
+    joins: &Semaphore,
 ) -> Result<(), String> {
     tunnel::tend(&stream);
     let late = |_| format!("it has not proved who it is within {} s", HANDSHAKE_WITHIN.as_secs());
     let (stream, holder, protocol) = timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await.map_err(late)??;
     drop(place);
-    take(stream, holder, Service::of(protocol.as_deref()), from, store, served).await
+    take(stream, holder, Service::of(protocol.as_deref()), from, store, served, joins).await
 }
 
 /// Serves it to its end; what a node has open ends when it is removed.
@@ -108,6 +113,7 @@ async fn take(
     from: SocketAddr,
     store: Store,
     served: &Arc<dyn Served>,
+    joins: &Semaphore,
 ) -> Result<(), String> {
     let gone = match (&holder, service) {
         // Whose 9P is served is looked at there.
@@ -116,7 +122,7 @@ async fn take(
     };
     tokio::select! {
         () = gone => Err("the node was removed".to_owned()),
-        served = serve_one(stream, holder, service, from, store, served) => served,
+        served = serve_one(stream, holder, service, from, store, served, joins) => served,
     }
 }
 
@@ -127,10 +133,15 @@ async fn serve_one(
     from: SocketAddr,
     store: Store,
     served: &Arc<dyn Served>,
+    joins: &Semaphore,
 ) -> Result<(), String> {
     let service = service.ok_or("it asks for a protocol that is not spoken here")?;
     let to_store = match (service, holder) {
-        (Service::Join, _) => return answer(stream, None, served).await,
+        (Service::Join, _) => {
+            let many = |_| format!("{JOINS_MAX} others ask to be let in, which is the most at a time");
+            let _place = joins.try_acquire().map_err(many)?;
+            return answer(stream, None, served).await;
+        }
         (_, None) => return Err("the client has shown no certificate".to_owned()),
         (Service::Ninep, Some(holder)) => {
             served.ninep(stream, holder, from).await;
@@ -171,7 +182,11 @@ async fn lead(mut stream: ServerStream, holder: Holder, served: &Arc<dyn Served>
     loop {
         // Its end is no fault.
         let Ok(question) = lead::read(&mut stream, served.lead_bytes_max()).await else { return Ok(()) };
-        let answer = served.lead(question, holder.clone()).await.ok_or("the node is starting and has no log yet")?;
+        // Whoever asks waits no longer, and asks another: what is carried on for nobody stands in the way of those who still wait.
+        let Ok(answer) = timeout(lead::ANSWER_WITHIN, served.lead(question, holder.clone())).await else {
+            return Ok(());
+        };
+        let answer = answer.ok_or("the node is starting and has no log yet")?;
         if let Err(error) = lead::write(&mut stream, &answer).await {
             tracing::debug!(%error, "an answer could not be given");
             return Ok(());
@@ -180,8 +195,9 @@ async fn lead(mut stream: ServerStream, holder: Holder, served: &Arc<dyn Served>
 }
 
 async fn answer(mut stream: ServerStream, who: Option<Holder>, served: &Arc<dyn Served>) -> Result<(), String> {
+    let asked = timeout(HANDSHAKE_WITHIN, read(&mut stream)).await;
+    let question: Question = asked.map_err(|_| "it has not said what it wants".to_owned())??;
     let conversation = async {
-        let question: Question = read(&mut stream).await?;
         let joins = matches!(question, Question::Join { .. });
         if joins != who.is_none() {
             return Err("a machine joins before it has a certificate, and asks everything else with it".to_owned());

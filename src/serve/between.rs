@@ -5,7 +5,7 @@ use crate::ca;
 use crate::cluster;
 use crate::engine::Engine;
 use crate::engine::agent::{Policy, Supervisor};
-use crate::engine::log::forward::{Answered, FORWARDED_BYTES_MAX, Forward, Forwarded};
+use crate::engine::log::forward::{Answered, FORWARDED_BYTES_MAX, Forward, Forwarded, Whose};
 use crate::engine::log::{AppendError, BATCH_BYTES_MAX, BATCH_RECORDS_MAX, HiqliteLog, RECORD_BYTES_MAX};
 use crate::engine::state::membership::unknown_token;
 use crate::engine::state::{By, Command, Entry, Node, NodeId, NodeRole, RaftId, Reply, State};
@@ -16,7 +16,7 @@ use crate::ninep::identity::Identity;
 use crate::ninep::tls::{PeerAcceptor, ServerStream};
 use crate::peers::ask::{Answer, Question, Welcome};
 use crate::peers::entrance::{self, Served, Store};
-use crate::peers::lead::{Lines, NoAnswer};
+use crate::peers::lead::{Line, Lines, NoAnswer};
 use crate::peers::{Loopback, Peer, Service, host_and_port, tunnel};
 use crate::text::dial::ANY_HOST;
 use crate::text::{Dial, Refusal};
@@ -289,9 +289,13 @@ struct Way(Lines);
 
 #[async_trait::async_trait]
 impl Forward for Way {
-    async fn forward(&self, leader: u64, question: &Forwarded) -> Result<Answered, AppendError> {
+    async fn forward(&self, leader: u64, question: &Forwarded, whose: Whose) -> Result<Answered, AppendError> {
         let bytes = postcard::to_stdvec(question).map_err(|error| AppendError::NotDone(error.to_string()))?;
-        let line = usize::from(matches!(question, Forwarded::Newest));
+        let line = match (question, whose) {
+            (Forwarded::Newest, _) => Line::Read,
+            (_, Whose::Own) => Line::Append,
+            (_, Whose::Relayed) => Line::Relayed,
+        };
         match self.0.ask(leader, line, &bytes, FORWARDED_BYTES_MAX).await {
             Ok(answer) => postcard::from_bytes(&answer).map_err(|error| AppendError::Unknown(error.to_string())),
             Err(NoAnswer::NotSent(why)) => Err(AppendError::NotDone(why)),

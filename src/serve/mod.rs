@@ -317,7 +317,8 @@ async fn follow_members_log(
     supervisor: &Supervisor,
 ) -> Result<Opened, ServeError> {
     let identity = crate::ca::node_identity(data.path());
-    let members = Arc::new(worker::Members::new(&member.name, identity, between.lines(), between.peers.subscribe()));
+    let own = (member.name.as_str(), member.node);
+    let members = Arc::new(worker::Members::new(own, identity, between.lines(), between.peers.subscribe()));
     let (log, publisher, committed) = FollowedLog::open(members.clone());
     let log: Arc<dyn Log> = Arc::new(log);
     let clock = Arc::new(HybridClock::new(system_millis, config.limits.drift_max_ms));

@@ -1,13 +1,13 @@
 //! A machine that is not part of Raft: it follows the log of a member over 9P (`nodes/NAME/work`), has its appends carried to the node that leads
 //! by the same member, and turns to another one when that one falls silent. Its guests run on meanwhile.
 
-use crate::engine::log::followed::{Gathering, LINE_BYTES_MAX, Line, Part, Upstream};
+use crate::engine::log::followed::{Gathering, LINE_BYTES_MAX, Line, Part, SNAPSHOT_STEP_WITHIN, Upstream};
 use crate::engine::log::forward::{Answered, FORWARDED_BYTES_MAX, Forwarded};
 use crate::engine::log::{AppendError, Publisher};
 use crate::ninep::client::{Client, File, Options};
 use crate::ninep::linux::open as flags;
 use crate::peers::Peer;
-use crate::peers::lead::{Lines, NoAnswer};
+use crate::peers::lead::{self, Lines, NoAnswer};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,9 +39,24 @@ pub(super) struct Members {
 }
 
 impl Members {
-    pub(super) fn new(name: &str, identity: PathBuf, lines: Lines, peers: watch::Receiver<Vec<Peer>>) -> Members {
-        let (turn, there) = (AtomicUsize::new(0), AtomicBool::new(false));
-        Members { name: name.to_owned(), identity, lines, peers, turn, there, client: Mutex::default() }
+    /// For the worker of this name and number.
+    pub(super) fn new(
+        (name, node): (&str, u64),
+        identity: PathBuf,
+        lines: Lines,
+        peers: watch::Receiver<Vec<Peer>>,
+    ) -> Members {
+        // Each begins with another one, so that all have about as many workers.
+        let turn = AtomicUsize::new(usize::try_from(node).unwrap_or_default());
+        Members {
+            name: name.to_owned(),
+            identity,
+            lines,
+            peers,
+            turn,
+            there: AtomicBool::new(false),
+            client: Mutex::default(),
+        }
     }
 
     /// The member whose turn it is.
@@ -75,8 +90,7 @@ impl Members {
     async fn open(&self, client: &Client, after: u64, how: u32) -> Result<File, String> {
         let path = format!("nodes/{}/work", self.name);
         let file = client.open(&path, flags::READ_WRITE | how).await.map_err(|error| error.to_string())?;
-        let from = format!("from={}\n", after + 1);
-        file.write(0, from.as_bytes()).await.map_err(|error| error.to_string())?;
+        go_on(&file, after).await?;
         Ok(file)
     }
 
@@ -90,22 +104,28 @@ impl Members {
         Ok(client)
     }
 
-    async fn gather(&self, turn: usize, after: u64, max: usize) -> Result<Part, String> {
+    async fn gather(&self, turn: usize, after: u64, max: usize, wanted: bool) -> Result<Part, String> {
         let client = self.kept(turn).await?;
         let file = self.open(&client, after, flags::NONBLOCK).await?;
         let (mut gathering, mut lines) = (Gathering::default(), Splitter::default());
         let mut is_whole = false;
         while !is_whole && gathering.records() < max {
-            let data = file.read_some(lines.read, u32::MAX, Some(STEP_WITHIN)).await;
+            // What comes first is not known before it is there.
+            let may_be_snapshot = lines.read == 0 || gathering.is_snapshot();
+            let within = if may_be_snapshot { SNAPSHOT_STEP_WITHIN } else { STEP_WITHIN };
+            let data = file.read_some(lines.read, u32::MAX, Some(within)).await;
             let data = data.map_err(|error| error.to_string())?;
+            self.there.store(true, Ordering::SeqCst);
             if data.is_empty() {
                 break;
             }
             for line in lines.take(&data)? {
-                is_whole |= gathering.take(line)?;
+                match line {
+                    Line::Snapshot(seq, ..) if !wanted => return Ok(Part::Cut(seq)),
+                    line => is_whole |= gathering.take(line)?,
+                }
             }
         }
-        self.there.store(true, Ordering::SeqCst);
         gathering.part()
     }
 
@@ -115,8 +135,10 @@ impl Members {
         let file = self.open(&client, *last, 0).await?;
         let mut lines = Splitter::default();
         loop {
-            let reading = timeout(SILENT_WITHIN, file.read(lines.read)).await;
-            let silent = |_| format!("it has said nothing for {} s", SILENT_WITHIN.as_secs());
+            // It has just answered; what comes first may be a snapshot.
+            let within = if lines.read == 0 { SNAPSHOT_STEP_WITHIN } else { SILENT_WITHIN };
+            let reading = timeout(within, file.read(lines.read)).await;
+            let silent = |_| format!("it has said nothing for {} s", within.as_secs());
             let data = reading.map_err(silent)?.map_err(|error| error.to_string())?;
             if data.is_empty() {
                 return Err("it tells no more of its log".to_owned());
@@ -128,9 +150,13 @@ impl Members {
                         *last = record.seq;
                         publisher.publish(record);
                     }
-                    // Whoever applies the records sees the gap, and asks for the snapshot.
-                    Line::Snapshot(seq, nth, count, _) if nth == count => *last = seq,
-                    Line::Snapshot(..) => {}
+                    // Whoever applies the records sees the gap, and asks for the snapshot: here it is not needed.
+                    Line::Snapshot(seq, ..) => {
+                        *last = seq;
+                        go_on(&file, seq).await?;
+                        lines = Splitter { read: lines.read, ..Splitter::default() };
+                        break;
+                    }
                 }
             }
         }
@@ -162,6 +188,12 @@ impl Members {
     }
 }
 
+/// Has a member tell of its log from after a record on.
+async fn go_on(work: &File, after: u64) -> Result<(), String> {
+    let from = format!("from={}\n", after + 1);
+    work.write(0, from.as_bytes()).await.map(drop).map_err(|error| error.to_string())
+}
+
 /// Makes lines of what is read.
 #[derive(Default)]
 struct Splitter {
@@ -188,9 +220,9 @@ impl Splitter {
 
 #[async_trait::async_trait]
 impl Upstream for Members {
-    async fn part(&self, after: u64, max: usize) -> Result<Part, String> {
+    async fn part(&self, after: u64, max: usize, wanted: bool) -> Result<Part, String> {
         let turn = self.turn();
-        let part = self.gather(turn, after, max).await;
+        let part = self.gather(turn, after, max, wanted).await;
         if part.is_err() {
             self.turn_to_another(turn);
         }
@@ -202,7 +234,8 @@ impl Upstream for Members {
         let member = self.followed(turn).map_err(AppendError::NotDone)?;
         let bytes = postcard::to_stdvec(&question).map_err(|error| AppendError::NotDone(error.to_string()))?;
         let is_read = question == Forwarded::Relayed(Box::new(Forwarded::Newest));
-        let error = match self.lines.ask(member.raft, usize::from(is_read), &bytes, FORWARDED_BYTES_MAX).await {
+        let line = if is_read { lead::Line::Read } else { lead::Line::Append };
+        let error = match self.lines.ask(member.raft, line, &bytes, FORWARDED_BYTES_MAX).await {
             Ok(answer) => {
                 return postcard::from_bytes(&answer).map_err(|error| AppendError::Unknown(error.to_string()));
             }

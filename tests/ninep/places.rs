@@ -5,12 +5,13 @@ use super::toy::Toy;
 use blixard::fs::ninep::limits::FIRST_MESSAGE_WITHIN;
 use blixard::fs::ninep::{ListenError, Options, Server};
 use blixard::ninep::client::Client;
+use blixard::ninep::holder::{Holder, Purpose};
 use blixard::text::Dial;
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
 async fn bind(dial: &str) -> Result<Server, ListenError> {
@@ -99,7 +100,7 @@ async fn who_says_nothing_is_sent_away() {
 
 #[test]
 fn connections_are_limited_for_each_user_and_in_all() {
-    use blixard::fs::ninep::limits::CONNECTIONS_MAX;
+    use blixard::fs::ninep::limits::{CONNECTIONS_MAX, USERS_CONNECTIONS_MAX};
     use blixard::fs::sessions::CONNECTIONS_PER_USER_MAX;
     // A descriptor for each end, in this one process.
     let (soft, hard) = limits_of_descriptors();
@@ -113,7 +114,7 @@ fn connections_are_limited_for_each_user_and_in_all() {
     let running = Running::start_for_guests(None);
     let mut all: Vec<_> = (0..CONNECTIONS_PER_USER_MAX).map(|_| running.session_with(8192)).collect();
     assert!(is_sent_away(&mut running.connect().stream), "one more of the same user");
-    let mut others: Vec<_> = (CONNECTIONS_PER_USER_MAX..CONNECTIONS_MAX).map(|_| running.connect_tcp()).collect();
+    let mut others: Vec<_> = (CONNECTIONS_PER_USER_MAX..USERS_CONNECTIONS_MAX).map(|_| running.connect_tcp()).collect();
     others.iter_mut().for_each(|raw| raw.greet(8192));
     all.pop();
     until("a place is free again", || {
@@ -124,11 +125,29 @@ fn connections_are_limited_for_each_user_and_in_all() {
         }
     });
     until("one more is sent away", || is_sent_away(&mut running.connect_tcp().stream));
+    assert!(is_answered(&running, Purpose::Node), "a node comes in all the same");
+    assert!(!is_answered(&running, Purpose::User), "a user does not, by the port between nodes either");
     drop((all, others));
     until("there is room again", || {
         let mut raw = running.connect();
         raw.stream.write_all(VERSION).is_ok() && raw.try_receive().is_ok()
     });
+}
+
+/// Whether somebody with such a certificate is answered who comes in by the door.
+fn is_answered(running: &Running, purpose: Purpose) -> bool {
+    let issued_ms = blixard::clock::system_millis().unwrap();
+    let (name, serial, expires_ms) = ("beta".to_owned(), "1".to_owned(), issued_ms + 3_600_000);
+    let holder = Holder { name, serial, issued_ms, expires_ms, purpose, hosts: vec![] };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (mut near, far) = tokio::io::duplex(8192);
+        tokio::spawn({
+            let door = running.door.clone();
+            async move { door.serve(far, holder, ([127, 0, 0, 1], 1).into()).await }
+        });
+        near.write_all(VERSION).await.is_ok() && near.read_exact(&mut [0; 4]).await.is_ok()
+    })
 }
 
 /// A Tversion.

@@ -1,7 +1,7 @@
 //! A server on the toy tree, and a client that sends whatever bytes a test wants.
 
 use super::toy::Toy;
-use blixard::fs::ninep::{Options, Server};
+use blixard::fs::ninep::{Door, Options, Server};
 use blixard::ninep::field::Tail;
 use blixard::ninep::linux::open as flag;
 use blixard::ninep::message::HEADER_BYTES;
@@ -26,6 +26,8 @@ pub struct Running {
     pub toy: Arc<Toy>,
     pub socket: PathBuf,
     pub tcp: Dial,
+    /// Where those come in whose handshake was done elsewhere.
+    pub door: Door,
     stop: CancellationToken,
     thread: Option<std::thread::JoinHandle<()>>,
     _folder: tempfile::TempDir,
@@ -47,12 +49,12 @@ impl Running {
             runtime.block_on(async move {
                 let dials = [Dial::Unix(path), "tcp!127.0.0.1!0".parse().unwrap()];
                 let server = Server::bind(tree, &dials, Options { guests_uids, ..Options::default() }).await.unwrap();
-                said.send(server.dials().unwrap()).unwrap();
+                said.send((server.dials().unwrap(), server.door())).unwrap();
                 server.serve(token).await;
             });
         });
-        let dials = heard.recv_timeout(PATIENCE).expect("the server starts");
-        Running { toy, socket, tcp: dials[1].clone(), stop, thread: Some(thread), _folder: folder }
+        let (dials, door) = heard.recv_timeout(PATIENCE).expect("the server starts");
+        Running { toy, socket, tcp: dials[1].clone(), door, stop, thread: Some(thread), _folder: folder }
     }
 
     pub fn unix(&self) -> Dial {

@@ -1,6 +1,7 @@
 //! Files that wait or never end: they wake for what happens, resume where they are told, and end when they are dropped.
 
 use crate::harness::{Cluster, PATIENCE, answer, blocks, next, read_all, write};
+use blixard::engine::log::followed::{Gathering, Line, Part};
 use blixard::engine::state::{Command, VmId, VmReport};
 use blixard::fs::tree::{Answer, Handle, OpenMode};
 use bytes::Bytes;
@@ -239,4 +240,57 @@ async fn a_console_tells_a_slow_reader_that_it_has_lost_something() {
     }
     let text = next(&*handle).await;
     assert!(text.contains("# lost: ") && text.contains("/log"), "{text}");
+}
+
+/// Lines of a stream, until one is enough.
+async fn lines_until(handle: &Arc<dyn Handle>, enough: impl Fn(&Line) -> bool) -> Vec<Line> {
+    let (mut text, mut lines) = (String::new(), Vec::new());
+    while !lines.last().is_some_and(&enough) {
+        text += &next(&**handle).await;
+        let (whole, rest) = text.rsplit_once('\n').unwrap_or(("", &text));
+        lines.extend(whole.lines().map(|line| line.parse::<Line>().unwrap()));
+        text = rest.to_owned();
+    }
+    lines
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn work_tells_a_snapshot_in_parts_where_the_log_was_cut_and_then_goes_on() {
+    let cluster = Cluster::new().await;
+    for _ in 0..600 {
+        cluster.vm("image=tiny memory=64M").await;
+    }
+    let work = || async {
+        let both = OpenMode { write: true, ..BLOCKING };
+        let handle = cluster.open(&cluster.root(), "nodes/alpha/work", both).unwrap().handle;
+        write(&*handle, "from=1\n").await.unwrap();
+        handle
+    };
+    let is_record = |line: &Line| matches!(line, Line::Record(_));
+    let late = tokio::time::Instant::now() + PATIENCE;
+    while is_record(&lines_until(&work().await, |_| true).await[0]) {
+        assert!(tokio::time::Instant::now() < late, "the log was not cut");
+        cluster.engine.snapshot();
+        cluster.vm("image=tiny memory=64M").await;
+    }
+    // After the newest snapshot, that there is a record after it.
+    cluster.vm("image=tiny memory=64M").await;
+    let mut lines = lines_until(&work().await, is_record).await;
+    let at = lines.iter().position(is_record).unwrap();
+    let records = lines.split_off(at);
+    let mut gathering = Gathering::default();
+    assert!(lines.len() > 2, "{} parts", lines.len());
+    assert!(lines.into_iter().fold(false, |_, line| gathering.take(line).unwrap()), "it ends");
+    let Part::Snapshot(snapshot) = gathering.part().unwrap() else { panic!("no snapshot") };
+    assert!(matches!(&records[0], Line::Record(record) if record.seq == snapshot.seq + 1));
+
+    // Who wants to know where it goes on reads one part, and goes on there.
+    let follower = work().await;
+    let Answer::Later(first) = follower.read(0, 1 << 16) else { panic!("it is loaded first") };
+    let first = String::from_utf8(first.await.unwrap().to_vec()).unwrap();
+    assert_eq!(first.lines().count(), 1, "the first part comes alone");
+    let Ok(Line::Snapshot(seq, 1, ..)) = first.trim_end().parse() else { panic!("{first}") };
+    write(&*follower, format!("from={}\n", seq + 1)).await.unwrap();
+    let lines = lines_until(&follower, |_| true).await;
+    assert!(matches!(&lines[0], Line::Record(record) if record.seq == seq + 1));
 }

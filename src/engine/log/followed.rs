@@ -11,63 +11,30 @@ use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use bytes::Bytes;
-use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// Bytes of a snapshot in one line.
-const PART_BYTES: usize = 32 * 1024;
+pub(super) const PART_BYTES: usize = 32 * 1024;
 /// The longest line: a record of the largest size.
 pub const LINE_BYTES_MAX: usize = 512 * 1024;
 /// The largest snapshot that is taken, in bytes: some million VMs.
 const SNAPSHOT_BYTES_MAX: usize = 2 << 30;
+/// How long one step of reading a snapshot from a member may take: it has to load it, or others are told it before.
+pub const SNAPSHOT_STEP_WITHIN: Duration = Duration::from_secs(30);
 /// The pause before a member is asked again, or another one.
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
 
-/// What a log has after a place.
+/// What a member has told of its log after a place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Part {
     /// The records that follow; none: there are no more yet.
     Records(Vec<Record>),
     /// They have been cut; it goes on after this.
     Snapshot(Snapshot),
-}
-
-impl Part {
-    /// What is in the log after a record: at most `max` records.
-    ///
-    /// # Errors
-    /// The log's.
-    pub async fn after(log: &dyn Log, after: u64, max: usize) -> Result<Part, LogError> {
-        let missing = match log.read(after, max).await {
-            Ok(records) if records.first().is_none_or(|first| first.seq == after + 1) => {
-                return Ok(Part::Records(records));
-            }
-            Ok(_) => LogError::Failed(format!("the record {} is not in the log any more", after + 1)),
-            Err(error) => error,
-        };
-        let snapshot = log.snapshot().await?.filter(|snapshot| snapshot.seq > after);
-        snapshot.map(Part::Snapshot).ok_or(missing)
-    }
-
-    /// As text.
-    pub fn print(&self) -> String {
-        let mut text = String::new();
-        let result = match self {
-            Part::Records(records) => records
-                .iter()
-                .try_for_each(|record| writeln!(text, "{} {}", record.seq, STANDARD_NO_PAD.encode(&record.bytes))),
-            Part::Snapshot(Snapshot { seq, bytes }) => {
-                let count = bytes.len().div_ceil(PART_BYTES);
-                bytes.chunks(PART_BYTES).enumerate().try_for_each(|(nth, part)| {
-                    writeln!(text, "snapshot {seq} {}/{count} {}", nth + 1, STANDARD_NO_PAD.encode(part))
-                })
-            }
-        };
-        debug_assert!(result.is_ok(), "text takes everything");
-        text
-    }
+    /// The same, of which only this was wanted: up to where the snapshot goes.
+    Cut(u64),
 }
 
 /// One line of it.
@@ -107,8 +74,9 @@ impl std::str::FromStr for Line {
 pub struct Gathering {
     records: Vec<Record>,
     snapshot: Vec<u8>,
-    /// How many parts of the snapshot there are.
+    /// How many parts of the snapshot there are, and of which one.
     parts: usize,
+    seq: u64,
     whole: Option<Snapshot>,
 }
 
@@ -123,8 +91,11 @@ impl Gathering {
             Line::Snapshot(_, nth, ..) if nth != self.parts + 1 => {
                 return Err("a part of a snapshot is missing".to_owned());
             }
+            Line::Snapshot(seq, ..) if self.parts > 0 && seq != self.seq => {
+                return Err("a part is of another snapshot".to_owned());
+            }
             Line::Snapshot(seq, nth, count, bytes) => {
-                self.parts = nth;
+                (self.parts, self.seq) = (nth, seq);
                 self.snapshot.extend(bytes);
                 if self.snapshot.len() > SNAPSHOT_BYTES_MAX {
                     return Err(format!("a snapshot has more than {SNAPSHOT_BYTES_MAX} bytes"));
@@ -140,6 +111,11 @@ impl Gathering {
     /// How many records there are.
     pub fn records(&self) -> usize {
         self.records.len()
+    }
+
+    /// Has a snapshot begun?
+    pub fn is_snapshot(&self) -> bool {
+        self.parts > 0
     }
 
     /// What it is.
@@ -158,8 +134,9 @@ impl Gathering {
 /// A member whose log is followed: whichever there is.
 #[async_trait]
 pub trait Upstream: Send + Sync + 'static {
-    /// What there is now after a record: at most about `max` records. The error is a sentence; another member is asked the next time.
-    async fn part(&self, after: u64, max: usize) -> Result<Part, String>;
+    /// What there is now after a record: at most about `max` records; of a snapshot nothing but its number, or, if it is `wanted`, all of
+    /// it. The error is a sentence; another member is asked the next time.
+    async fn part(&self, after: u64, max: usize, wanted: bool) -> Result<Part, String>;
     /// Has it carry a question to the node that leads.
     async fn ask(&self, question: Forwarded) -> Result<Answered, AppendError>;
     /// Does a member answer, as far as is known?
@@ -180,10 +157,10 @@ impl FollowedLog {
     }
 
     /// Asks until a member answers: without one there is nothing else to do, and guests run on meanwhile.
-    async fn part(&self, after: u64, max: usize) -> Result<Part, LogError> {
+    async fn part(&self, after: u64, max: usize, wanted: bool) -> Result<Part, LogError> {
         loop {
             let why = tokio::select! {
-                part = self.upstream.part(after, max) => match part {
+                part = self.upstream.part(after, max, wanted) => match part {
                     Ok(part) => return Ok(part),
                     Err(why) => why,
                 },
@@ -210,15 +187,15 @@ impl Log for FollowedLog {
     }
 
     async fn read(&self, after: u64, max: usize) -> Result<Vec<Record>, LogError> {
-        match self.part(after, max).await? {
+        match self.part(after, max, false).await? {
             Part::Records(records) => Ok(records),
-            Part::Snapshot(_) => Err(LogError::Failed(format!("the record {} was cut", after + 1))),
+            Part::Snapshot(_) | Part::Cut(_) => Err(LogError::Failed(format!("the record {} was cut", after + 1))),
         }
     }
 
     async fn snapshot(&self) -> Result<Option<Snapshot>, LogError> {
-        match self.part(0, 1).await? {
-            Part::Records(_) => Ok(None),
+        match self.part(0, 1, true).await? {
+            Part::Records(_) | Part::Cut(_) => Ok(None),
             Part::Snapshot(snapshot) => Ok(Some(snapshot)),
         }
     }
@@ -263,45 +240,24 @@ impl Log for FollowedLog {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::log::MemoryLog;
 
     fn gathered(text: &str) -> Result<Part, String> {
         let mut gathering = Gathering::default();
         for line in text.lines() {
-            assert!(line.len() <= LINE_BYTES_MAX);
             gathering.take(line.parse()?)?;
         }
         gathering.part()
     }
 
     #[test]
-    fn what_is_printed_is_gathered() {
-        let record = |seq, size| Record { seq, bytes: vec![7; size].into() };
-        let records = Part::Records(vec![record(3, 0), record(4, 1), record(5, crate::engine::log::RECORD_BYTES_MAX)]);
-        let snapshot = |size| Part::Snapshot(Snapshot { seq: 9, bytes: vec![1; size].into() });
-        for part in [records, Part::Records(vec![]), snapshot(1), snapshot(PART_BYTES), snapshot(3 * PART_BYTES + 1)] {
-            assert_eq!(gathered(&part.print()).unwrap(), part);
-        }
-        let text = snapshot(3 * PART_BYTES).print();
-        let cut: String = text.lines().take(2).map(|line| format!("{line}\n")).collect();
-        let missing: String = text.lines().skip(1).map(|line| format!("{line}\n")).collect();
-        for wrong in [cut.as_str(), &missing, "1", "x YQ", "1 *", "snapshot 1 1 YQ"] {
+    fn only_what_is_whole_is_taken() {
+        let whole = "snapshot 9 1/3 YQ\nsnapshot 9 2/3 Yg\nsnapshot 9 3/3 Yw\n";
+        assert_eq!(gathered(whole).unwrap(), Part::Snapshot(Snapshot { seq: 9, bytes: "abc".into() }));
+        let cut: String = whole.lines().take(2).map(|line| format!("{line}\n")).collect();
+        let missing: String = whole.lines().skip(1).map(|line| format!("{line}\n")).collect();
+        let mixed = whole.replace("9 2/3", "8 2/3");
+        for wrong in [cut.as_str(), &missing, &mixed, "1", "x YQ", "1 *", "snapshot 1 1 YQ"] {
             assert!(gathered(wrong).is_err(), "{wrong}");
         }
-    }
-
-    #[tokio::test]
-    async fn what_was_cut_is_told_as_a_snapshot() {
-        let (log, _committed) = MemoryLog::open();
-        log.append((0..10).map(|n| vec![n].into()).collect()).await.unwrap();
-        let part = |after| Part::after(&log, after, 4);
-        let Part::Records(records) = part(0).await.unwrap() else { panic!() };
-        assert_eq!(records.iter().map(|record| record.seq).collect::<Vec<_>>(), [1, 2, 3, 4]);
-        let snapshot = Snapshot { seq: 8, bytes: vec![1].into() };
-        log.save_snapshot(snapshot.clone()).await.unwrap();
-        log.cut(8).await.unwrap();
-        assert_eq!(part(2).await.unwrap(), Part::Snapshot(snapshot));
-        assert!(matches!(part(8).await.unwrap(), Part::Records(records) if records.len() == 2));
-        assert_eq!(part(10).await.unwrap(), Part::Records(vec![]));
     }
 }

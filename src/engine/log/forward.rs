@@ -75,10 +75,19 @@ impl From<AppendError> for Answered {
     }
 }
 
+/// Whose a question is: this node's own never waits behind those that it carries for others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// This node's; also a read that it shares with others.
+    Own,
+    /// Of a machine that is not part of Raft.
+    Relayed,
+}
+
 /// The way to the member that leads.
 #[async_trait]
 pub trait Forward: Send + Sync + 'static {
     /// Asks the member with this identity in Raft. An answer that did not come is [`AppendError::Unknown`]; a question that was not
     /// sent is [`AppendError::NotDone`].
-    async fn forward(&self, leader: u64, question: &Forwarded) -> Result<Answered, AppendError>;
+    async fn forward(&self, leader: u64, question: &Forwarded, whose: Whose) -> Result<Answered, AppendError>;
 }

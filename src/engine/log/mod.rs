@@ -5,6 +5,7 @@ pub mod followed;
 pub mod forward;
 pub mod hiqlite;
 pub mod memory;
+pub mod told;
 
 pub use self::hiqlite::{Addresses, Durability, HiqliteLog, Member, MemberChange, OpenOptions, Voters};
 pub use committed::{Committed, Publisher};

@@ -3,6 +3,7 @@
 use super::{Kind, NodeId, VmId};
 use crate::clock::HybridTime;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -118,6 +119,42 @@ impl What {
 
     pub(super) fn trouble(sentence: &str) -> What {
         What::Trouble(bounded(sentence, EVENT_SENTENCE_BYTES_MAX))
+    }
+
+    /// The same without the sentence for people, if it has one; names stay.
+    pub fn without_words(&self) -> Cow<'_, What> {
+        match self {
+            What::Failed(_) => Cow::Owned(What::Failed(Arc::default())),
+            What::Trouble(_) => Cow::Owned(What::Trouble(Arc::default())),
+            What::Waiting(_) => Cow::Owned(What::Waiting(Arc::default())),
+            // Each by its name: of a new one it is to be said which it is.
+            What::Created
+            | What::Set
+            | What::Starting { .. }
+            | What::Running { .. }
+            | What::GuestReady { .. }
+            | What::Pausing
+            | What::Resuming
+            | What::Paused
+            | What::Resumed
+            | What::Stopping
+            | What::Stopped
+            | What::Deleting
+            | What::Removed
+            | What::Up
+            | What::Down
+            | What::StartingAgain
+            | What::NewStore
+            | What::Lost
+            | What::Back
+            | What::Moving(_)
+            | What::TakenOff
+            | What::Cordoned
+            | What::Draining
+            | What::Drained
+            | What::Undrained
+            | What::Leaving => Cow::Borrowed(self),
+        }
     }
 }
 

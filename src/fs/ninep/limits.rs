@@ -5,6 +5,9 @@ use std::time::Duration;
 /// Connections to one server at a time. Each costs a file descriptor and some KiB; more than this is no use of one node.
 pub const CONNECTIONS_MAX: usize = 2048;
 
+/// How many of them users can have together; the rest is for nodes alone: for two of each worker, spread over three members.
+pub const USERS_CONNECTIONS_MAX: usize = CONNECTIONS_MAX - 768;
+
 /// Fids of one connection at a time: a kernel's client holds one for each cached name and each open file.
 pub const FIDS_MAX: usize = 16 * 1024;
 

@@ -24,7 +24,7 @@ pub use listener::ListenError;
 
 use super::sessions::Sessions;
 use super::tree::Tree;
-use crate::ninep::holder::Holder;
+use crate::ninep::holder::{Holder, Purpose};
 use crate::ninep::identity::{Identity, IdentityError};
 use crate::ninep::tls;
 use crate::text::Dial;
@@ -36,7 +36,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -65,7 +65,36 @@ pub struct Server {
 pub struct Door {
     tree: Arc<dyn Tree>,
     entrance: Arc<Entrance>,
-    places: Arc<Semaphore>,
+    places: Places,
+}
+
+/// The places for connections, of all listeners together.
+#[derive(Clone)]
+struct Places {
+    all: Arc<Semaphore>,
+    /// How many of them users can have.
+    of_users: Arc<Semaphore>,
+}
+
+/// A connection's place, given back when it is dropped; a user's is one of the users', too.
+type Taken = (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>);
+
+impl Places {
+    fn new() -> Places {
+        let (all, of_users) = (Semaphore::new(limits::CONNECTIONS_MAX), Semaphore::new(limits::USERS_CONNECTIONS_MAX));
+        Places { all: Arc::new(all), of_users: Arc::new(of_users) }
+    }
+
+    /// One for a user, whoever that is.
+    fn for_user(&self) -> Result<Taken, TryAcquireError> {
+        let of_users = self.of_users.clone().try_acquire_owned()?;
+        Ok((self.all.clone().try_acquire_owned()?, Some(of_users)))
+    }
+
+    /// One for a node of the cluster.
+    fn for_node(&self) -> Result<Taken, TryAcquireError> {
+        Ok((self.all.clone().try_acquire_owned()?, None))
+    }
 }
 
 impl Door {
@@ -79,8 +108,10 @@ impl Door {
 
     /// Serves a connection to its end.
     pub async fn serve(&self, stream: impl AsyncRead + AsyncWrite + Unpin, holder: Holder, from: SocketAddr) {
-        let Ok(_place) = self.places.clone().try_acquire_owned() else {
-            tracing::warn!(%from, "a connection was refused: there are {} already", limits::CONNECTIONS_MAX);
+        let is_node = holder.purpose == Purpose::Node;
+        let place = if is_node { self.places.for_node() } else { self.places.for_user() };
+        let Ok(_place) = place else {
+            tracing::warn!(%from, "a connection was refused: all places are taken");
             return;
         };
         self.entrance.certified(stream, holder, from).await;
@@ -102,8 +133,7 @@ impl Server {
         }
         let Options { guests_uids, sessions, .. } = options;
         let entrance = Arc::new(Entrance::new(tree.clone(), guests_uids, sessions));
-        let places = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
-        Ok(Server { listeners, door: Door { tree, entrance, places } })
+        Ok(Server { listeners, door: Door { tree, entrance, places: Places::new() } })
     }
 
     /// Where it listens, with the ports that the kernel chose.
@@ -142,8 +172,7 @@ fn acceptor(tree: &Arc<dyn Tree>, options: &Options) -> Result<tls::Acceptor, Id
 struct Acceptor {
     listener: Listener,
     entrance: Arc<Entrance>,
-    /// Of all listeners together.
-    places: Arc<Semaphore>,
+    places: Places,
 }
 
 impl Acceptor {
@@ -166,8 +195,8 @@ impl Acceptor {
     }
 
     fn serve(&self, accepted: Accepted, connections: &mut JoinSet<()>) {
-        let Ok(place) = self.places.clone().try_acquire_owned() else {
-            tracing::warn!("a connection was refused: there are {} already", limits::CONNECTIONS_MAX);
+        let Ok(place) = self.places.for_user() else {
+            tracing::warn!("a connection was refused: users have {} already", limits::USERS_CONNECTIONS_MAX);
             return;
         };
         let entrance = self.entrance.clone();

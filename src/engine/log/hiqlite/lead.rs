@@ -4,7 +4,7 @@
 //! minute when the leader is cut off. Ours is the appender's own, and is asked anew as soon as Raft has another leader.
 
 use super::{HiqliteLog, members, rows};
-use crate::engine::log::forward::{Answered, Forwarded};
+use crate::engine::log::forward::{Answered, Forwarded, Whose};
 use crate::engine::log::{AppendError, Role};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -21,13 +21,13 @@ const NOTICE_WITHIN: Duration = Duration::from_secs(1);
 
 impl HiqliteLog {
     /// Asks whoever leads, as often as it takes to find one that does.
-    pub(super) async fn ask_leader(&self, question: Forwarded) -> Result<u64, AppendError> {
+    pub(super) async fn ask_leader(&self, question: Forwarded, whose: Whose) -> Result<u64, AppendError> {
         let deadline = Instant::now() + LEADER_WITHIN;
         loop {
             let answer = match members::health(&self.client).leader {
                 Some(leader) if leader == self.raft => self.answer(&question).await,
                 Some(leader) => match &self.forward {
-                    Some(forward) => forward.forward(leader, &question).await,
+                    Some(forward) => forward.forward(leader, &question, whose).await,
                     None => Err(AppendError::NotDone("there is no way to the node that leads".to_owned())),
                 },
                 None => Err(AppendError::NotDone("no quorum: there is no leader".to_owned())),
@@ -79,7 +79,7 @@ impl HiqliteLog {
         let answer = match question {
             Forwarded::Relayed(question) => match *question {
                 Forwarded::Append(records) => {
-                    self.ask_leader(Forwarded::Append(records)).await.map(|_| Answered::Appended)
+                    self.ask_leader(Forwarded::Append(records), Whose::Relayed).await.map(|_| Answered::Appended)
                 }
                 Forwarded::Newest => self.newest_shared().await.map(Answered::Newest),
                 // It would be carried round and round.
@@ -100,7 +100,7 @@ impl HiqliteLog {
             return read.clone();
         }
         let number = self.reads_begun.fetch_add(1, Ordering::SeqCst) + 1;
-        let read = self.ask_leader(Forwarded::Newest).await;
+        let read = self.ask_leader(Forwarded::Newest, Whose::Own).await;
         *last = (number, read.clone());
         read
     }

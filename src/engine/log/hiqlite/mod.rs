@@ -19,7 +19,7 @@ pub use members::{Addresses, Member, MemberChange, Voters};
 pub use space::DISK_RESERVE_BYTES;
 
 use super::committed::{self, Committed, WAITING_MAX};
-use super::forward::{Forward, Forwarded};
+use super::forward::{Forward, Forwarded, Whose};
 use super::{AppendError, BATCH_RECORDS_MAX, Health, Log, LogError, Record, Role, Snapshot};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -331,7 +331,7 @@ impl Log for HiqliteLog {
 
     async fn append(&self, records: Vec<Bytes>) -> Result<(), AppendError> {
         self.check_space()?;
-        self.ask_leader(Forwarded::Append(records)).await.map(drop)
+        self.ask_leader(Forwarded::Append(records), Whose::Own).await.map(drop)
     }
 
     async fn read(&self, after: u64, max: usize) -> Result<Vec<Record>, LogError> {
