@@ -4,6 +4,8 @@ use crate::lab::{Lab, NAMES, PATIENCE, cluster_of, until};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
+mod stopped;
+
 #[test]
 fn what_only_the_owner_knows_is_asked_of_it() {
     let lab = Lab::new(2);

@@ -365,14 +365,33 @@ pub fn cluster(lab: &Lab, count: usize) -> Vec<Node> {
 
 /// The same with this hypervisor.
 pub fn cluster_of(hypervisor: &'static str, lab: &Lab, count: usize) -> Vec<Node> {
+    form(machines(hypervisor, lab, count))
+}
+
+/// The same with this configuration.
+pub fn cluster_with(config: &str, hypervisor: &'static str, lab: &Lab, count: usize) -> Vec<Node> {
+    let file = lab.folder().join("config.toml");
+    std::fs::write(&file, config).unwrap();
+    let mut nodes = machines(hypervisor, lab, count);
+    nodes.iter_mut().for_each(|node| node.flags = vec!["--config".to_owned(), file.to_str().unwrap().to_owned()]);
+    form(nodes)
+}
+
+/// Machines with nothing on them yet.
+fn machines(hypervisor: &'static str, lab: &Lab, count: usize) -> Vec<Node> {
     let mut nodes: Vec<Node> = (0..count).map(|at| Node::new(lab, at)).collect();
     nodes.iter_mut().for_each(|node| node.hypervisor = hypervisor);
+    nodes
+}
+
+/// Makes a cluster of these, all of them voters.
+pub fn form(mut nodes: Vec<Node>) -> Vec<Node> {
     nodes[0].found();
-    for at in 1..count {
+    for at in 1..nodes.len() {
         let (before, rest) = nodes.split_at_mut(at);
         rest[0].join(&before[0]);
     }
-    await_voters(&nodes, count);
+    await_voters(&nodes, nodes.len());
     nodes
 }
 
