@@ -7,7 +7,7 @@ use super::backup::{BACKUPS_MAX, BackupReader};
 use super::divergence::Comparison;
 use super::failure::Failure;
 use super::log::followed::Part;
-use super::log::{Committed, Health, Log, LogError};
+use super::log::{AppendError, Committed, Health, Log, LogError};
 use super::recovery::recover;
 use super::snapshots::{SnapshotKeeper, write_snapshots};
 use super::state::{By, Claim, Command, NodeId, Reply, State};
@@ -246,6 +246,14 @@ impl Engine {
     /// The clock of the machine can't be read.
     pub fn time(&self) -> Result<HybridTime, ClockError> {
         self.shared.clock.reading()
+    }
+
+    /// What the clock of the node that leads shows while it is asked, in milliseconds since the Unix epoch. None: nobody else leads.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn leader_clock(&self) -> Result<Option<u64>, AppendError> {
+        self.shared.log.leader_clock().await
     }
 
     /// The number of the newest applied entry; wakes at each change.

@@ -201,7 +201,7 @@ impl Upstream for Members {
         let turn = self.turn();
         let member = self.followed(turn).map_err(AppendError::NotDone)?;
         let bytes = postcard::to_stdvec(&question).map_err(|error| AppendError::NotDone(error.to_string()))?;
-        let is_read = question == Forwarded::Relayed(Box::new(Forwarded::Newest));
+        let is_read = question.is_read();
         let error = match self.lines.ask(member.raft, usize::from(is_read), &bytes, FORWARDED_BYTES_MAX).await {
             Ok(answer) => {
                 return postcard::from_bytes(&answer).map_err(|error| AppendError::Unknown(error.to_string()));

@@ -127,6 +127,38 @@ impl Drop for Lab {
     }
 }
 
+/// How the clocks of a machine differ.
+#[derive(Debug, Clone, Default)]
+pub struct Clocks {
+    /// The time of day, by libfaketime: a file with seconds, which may change while a process runs.
+    pub day: Option<PathBuf>,
+    /// The clocks that count from the start of the host, in seconds, by a time namespace.
+    pub boot: Option<u64>,
+}
+
+impl Clocks {
+    /// For what the command starts.
+    fn of(&self, command: &mut Command) {
+        if let Some(seconds) = self.boot {
+            command.args([
+                "unshare",
+                "--time",
+                "--boottime",
+                &seconds.to_string(),
+                "--monotonic",
+                &seconds.to_string(),
+            ]);
+        }
+        let Some(file) = &self.day else { return };
+        let found = std::fs::read_dir("/usr/lib").unwrap().flatten();
+        let mut found = found.map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"));
+        let library = found.find(|file| file.exists()).expect("Debian's package faketime is needed");
+        command.env("LD_PRELOAD", library).env("FAKETIME_TIMESTAMP_FILE", file);
+        // The time of day alone, looked up at each question.
+        command.envs([("FAKETIME_DONT_FAKE_MONOTONIC", "1"), ("FAKETIME_NO_CACHE", "1"), ("NO_FAKE_STAT", "1")]);
+    }
+}
+
 /// A node on a machine of the lab.
 pub struct Node {
     pub at: usize,
@@ -134,6 +166,8 @@ pub struct Node {
     pub hypervisor: &'static str,
     /// What each start is told besides.
     pub flags: Vec<String>,
+    /// How its clocks differ from the machine's.
+    pub clocks: Clocks,
     data: PathBuf,
     mount: PathBuf,
     trace: PathBuf,
@@ -150,6 +184,7 @@ impl Node {
             at,
             hypervisor: "simulated",
             flags: Vec::new(),
+            clocks: Clocks::default(),
             data: folder.join("data"),
             mount: folder.join("n"),
             trace: folder.join("trace"),
@@ -169,7 +204,9 @@ impl Node {
     /// blixard on this machine.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{}", self.namespace)).arg(env!("CARGO_BIN_EXE_blixard"));
+        command.arg(format!("--net=/run/netns/{}", self.namespace));
+        self.clocks.of(&mut command);
+        command.arg(env!("CARGO_BIN_EXE_blixard"));
         command.args(arguments).stdin(Stdio::null());
         command.env("BLIXARD", format!("unix!{}/sock", self.data.display())).env("BLIXARD_DATA", &self.data);
         command
@@ -255,8 +292,8 @@ impl Node {
         run("umount", &["-l", self.mount.to_str().unwrap()]);
         let (data, mount, trace, namespace) =
             (self.data.clone(), self.mount.clone(), self.trace.clone(), self.namespace.clone());
-        let (hypervisor, flags) = (self.hypervisor, self.flags.clone());
-        Node { at: self.at, hypervisor, flags, data, mount, trace, namespace, process: None }
+        let (hypervisor, flags, clocks) = (self.hypervisor, self.flags.clone(), self.clocks.clone());
+        Node { at: self.at, hypervisor, flags, clocks, data, mount, trace, namespace, process: None }
     }
 
     pub fn signal(&self, signal: Signal) {

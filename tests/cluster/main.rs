@@ -5,6 +5,7 @@
 mod images;
 
 mod away;
+mod clocks;
 mod faults;
 mod formation;
 mod guest;

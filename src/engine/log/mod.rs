@@ -146,6 +146,10 @@ pub trait Log: Send + Sync + 'static {
     /// The number of the newest record that was committed anywhere before the call (a linearizable read: the leader has made
     /// sure that it still leads).
     async fn newest(&self) -> Result<u64, AppendError>;
+    /// What the clock of the node that leads shows while it is asked, in milliseconds since the Unix epoch. None: nobody else leads.
+    async fn leader_clock(&self) -> Result<Option<u64>, AppendError> {
+        Ok(None)
+    }
     /// How it is. Looks at what this node knows, and waits for nothing.
     fn health(&self) -> Health;
     /// Whether nobody but this node has a copy.

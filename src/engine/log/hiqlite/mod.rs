@@ -375,6 +375,10 @@ impl Log for HiqliteLog {
         self.newest_shared().await
     }
 
+    async fn leader_clock(&self) -> Result<Option<u64>, AppendError> {
+        self.other_clock().await
+    }
+
     fn health(&self) -> Health {
         members::health(&self.client)
     }
