@@ -248,6 +248,11 @@ impl Engine {
         self.shared.clock.reading()
     }
 
+    /// Why nothing can be written through this node for want of room on its disk, in a sentence.
+    pub fn full(&self) -> Option<String> {
+        self.shared.log.full()
+    }
+
     /// What the clock of the node that leads shows while it is asked, in milliseconds since the Unix epoch. None: nobody else leads.
     ///
     /// # Errors

@@ -175,7 +175,8 @@ fn status(asked: &Asked<'_>) -> Result<String, Refusal> {
             .line("raft-role", health.role)
             .line("raft-term", health.term)
             .line("raft-lag", health.lag)
-            .line("quorum", if health.quorum { "yes" } else { "no" });
+            .line("quorum", if health.quorum { "yes" } else { "no" })
+            .maybe("disk-full", asked.server.engine().full());
         for (key, value) in asked.server.host().status() {
             text = text.line(&key, value);
         }

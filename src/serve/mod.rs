@@ -7,6 +7,7 @@ mod between;
 mod members;
 mod output;
 mod rejoin;
+mod room;
 mod worker;
 
 use crate::clock::{HybridClock, system_millis};
@@ -191,6 +192,12 @@ async fn run(
     output: &Output,
 ) -> Result<(), ServeError> {
     let mut ends = Ends::listen()?;
+    if has_others(config) {
+        tokio::select! {
+            () = room::await_room(&config.data) => {}
+            () = ends.asked() => return Ok(()),
+        }
+    }
     let data = DataFolder::open(&config.data)?;
     let supervisor = Supervisor::new();
     let opening = async {
@@ -414,6 +421,9 @@ impl Node<'_> {
         if !has_others(self.config) {
             return Err(error);
         }
+        if self.verdict.get() == Some(&Verdict::NoRoom) {
+            return Err(ServeError::Again(error.to_string()));
+        }
         let stale = self.verdict.get() == Some(&Verdict::StaleStore) || self.log.health().dead.is_some();
         match error {
             ServeError::Engine(why @ engine::Failure::Diverged(_)) => Err(stale_store(self.data, why.to_string())),
@@ -455,6 +465,7 @@ impl Node<'_> {
         let Node { config, data, supervisor, .. } = *self;
         let (engine, node) = (self.engine, NodeId(self.member.node));
         self.follow_members(between)?;
+        self.watch_room()?;
         let reach = Command::NodeReach {
             address: self.member.address.clone(),
             entry_format: ENTRY_FORMAT,
@@ -518,6 +529,15 @@ impl Node<'_> {
         self.output.say(&format!("ready {}", config.mount.display()));
         tracing::info!(mount = %config.mount.display(), data = %config.data.display(), "ready");
         Ok(Serving { agent, stop_sockets, fuse })
+    }
+
+    /// A node alone takes nothing when there is little room; to a member things come all the same.
+    fn watch_room(&self) -> Result<(), ServeError> {
+        let Some(store) = self.store.cloned() else { return Ok(()) };
+        let (engine, verdict) = (self.engine.clone(), self.verdict.clone());
+        let policy = Policy { restarts: agent::supervisor::Restarts::Transient, most: 0, ..Policy::VITAL };
+        let start = move |stop: CancellationToken| room::watch(engine.clone(), store.clone(), verdict.clone(), stop);
+        self.supervisor.start("room", policy, start).map_err(ServeError::Failed)
     }
 
     fn follow_members(&self, between: &Between) -> Result<(), ServeError> {

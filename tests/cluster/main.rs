@@ -6,6 +6,7 @@ mod images;
 
 mod away;
 mod clocks;
+mod disks;
 mod faults;
 mod formation;
 mod guest;

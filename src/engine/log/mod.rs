@@ -6,7 +6,9 @@ pub mod forward;
 pub mod hiqlite;
 pub mod memory;
 
-pub use self::hiqlite::{Addresses, Durability, HiqliteLog, Member, MemberChange, OpenOptions, Voters};
+pub use self::hiqlite::{
+    Addresses, DISK_RESERVE_BYTES, Durability, HiqliteLog, Member, MemberChange, OpenOptions, Room, Voters, check_room,
+};
 pub use committed::{Committed, Publisher};
 pub use followed::FollowedLog;
 pub use memory::MemoryLog;
@@ -149,6 +151,10 @@ pub trait Log: Send + Sync + 'static {
     /// What the clock of the node that leads shows while it is asked, in milliseconds since the Unix epoch. None: nobody else leads.
     async fn leader_clock(&self) -> Result<Option<u64>, AppendError> {
         Ok(None)
+    }
+    /// Why nothing can be written through this node for want of room, in a sentence.
+    fn full(&self) -> Option<String> {
+        None
     }
     /// How it is. Looks at what this node knows, and waits for nothing.
     fn health(&self) -> Health;
