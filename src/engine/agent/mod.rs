@@ -6,6 +6,7 @@
 //! - `start.rs`: from a VM to a running machine: the list of what is acquired; `resources.rs`: giving it back
 //! - `holder.rs`: this node's own lease, which its fenced machines depend on; `lease.rs`: those of the others
 //! - `clock_offset.rs`: how far this host's time of day is from the leader's
+//! - `stats.rs`: what machines have used, and how busy the host is
 //! - `record.rs`, `images.rs`: what this host knows beside the log
 
 mod actor;
@@ -18,6 +19,7 @@ mod reconciler;
 mod record;
 mod resources;
 mod start;
+mod stats;
 pub mod supervisor;
 
 pub use resources::{Leftovers, Resource};
@@ -314,6 +316,15 @@ impl LocalHost for Agent {
                 other => Refusal::fault(other.to_string()),
             })
         })
+    }
+
+    fn vm_stats(&self, vm: VmId) -> BoxFuture<'static, Result<Vec<(&'static str, String)>, Refusal>> {
+        let shared = self.0.clone();
+        Box::pin(async move { stats::of_vm(&shared, vm).await })
+    }
+
+    fn node_stats(&self) -> Result<Vec<(&'static str, String)>, Refusal> {
+        stats::of_host(&self.0)
     }
 
     fn status(&self) -> Vec<(String, String)> {
