@@ -304,6 +304,17 @@ impl Node {
         std::fs::read_to_string(&self.trace).unwrap_or_default()
     }
 
+    /// Where a file of the tree is.
+    pub fn path(&self, path: &str) -> PathBuf {
+        self.mount.join(path)
+    }
+
+    /// The state in which a VM has settled, when this node has heard of it.
+    pub fn value_of_wait(&self, id: &str) -> String {
+        self.read("sync");
+        self.read(&format!("vms/{id}/wait")).trim().to_owned()
+    }
+
     /// Reads a file of the tree; an error is given as text.
     pub fn try_read(&self, path: &str) -> Result<String, String> {
         std::fs::read_to_string(self.mount.join(path)).map_err(|error| error.to_string())
@@ -319,6 +330,15 @@ impl Node {
         let mut file = std::fs::File::options().write(true).open(self.mount.join(path))?;
         assert_eq!(file.write(text.as_bytes())?, text.len());
         Ok(())
+    }
+
+    /// What a file that blocks has first when this was written to it.
+    pub fn answer(&self, path: &str, text: &str) -> String {
+        let mut file = std::fs::File::options().read(true).write(true).open(self.mount.join(path)).unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        let mut part = vec![0; 256];
+        let count = file.read(&mut part).unwrap();
+        String::from_utf8_lossy(&part[..count]).into_owned()
     }
 
     /// Writes to a clone file, and gives the answer.

@@ -12,4 +12,5 @@ mod formation;
 mod guest;
 mod lab;
 mod members;
+mod restored;
 mod workers;
