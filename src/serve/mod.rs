@@ -104,7 +104,7 @@ pub enum ServeError {
 }
 
 /// How a node is started, beside its configuration.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Start {
     /// Go on although the log has lost what was acknowledged.
     pub accept_loss: bool,
@@ -112,6 +112,15 @@ pub struct Start {
     pub join: Option<String>,
     /// Where other nodes reach it from now on.
     pub advertise: Option<String>,
+    /// The newest format of entries that it reads, and says that it reads. Nobody can set it but who builds a program of this library: a
+    /// release is of [`ENTRY_FORMAT`].
+    pub entry_format: u8,
+}
+
+impl Default for Start {
+    fn default() -> Start {
+        Start { accept_loss: false, join: None, advertise: None, entry_format: ENTRY_FORMAT }
+    }
 }
 
 /// Serves until SIGINT or SIGTERM. When the store can't go on and the others have everything, it puts a new process of itself in its
@@ -209,8 +218,8 @@ async fn run(
             return Err(ServeError::Again(format!("this node is number {raft} in Raft now")));
         }
         let opened = match member.worker {
-            true => follow_members_log(config, &data, &member, &between, &supervisor).await?,
-            false => open_engine(config, &data, &member, &between, start.accept_loss).await?,
+            true => follow_members_log(config, &data, &member, &between, (&supervisor, start)).await?,
+            false => open_engine(config, &data, &member, &between, start).await?,
         };
         between.opened(&opened.engine, opened.store.as_ref());
         Ok((member, between, opened))
@@ -245,6 +254,7 @@ async fn run(
         supervisor: &supervisor,
         verdict: &verdict,
         output,
+        entry_format: start.entry_format,
     };
     let served = node.with_engine(&between, set_trace_level, &mut ends).await;
     supervisor.stop().await;
@@ -280,7 +290,7 @@ async fn member(config: &Config, data: &Path, start: &Start) -> Result<Member, S
     let mut member = match (Member::read(data), &start.join) {
         (Err(MemberError::Missing(_)), Some(token)) => {
             let advertise = start.advertise.as_deref();
-            let joiner = Joiner { data, name: &config.name, advertise, entry_format: ENTRY_FORMAT };
+            let joiner = Joiner { data, name: &config.name, advertise, entry_format: start.entry_format };
             return Ok(cluster::join(token, joiner).await?);
         }
         (member, _) => member?,
@@ -311,8 +321,8 @@ struct Opened {
     store: Option<Arc<HiqliteLog>>,
 }
 
-fn engine_options(data: &DataFolder) -> engine::Options {
-    engine::Options { audit: Some(data.path().join("audit")), ..engine::Options::default() }
+fn engine_options(data: &DataFolder, entry_format: u8) -> engine::Options {
+    engine::Options { entry_format, audit: Some(data.path().join("audit")), ..engine::Options::default() }
 }
 
 /// Opens the log of a machine that has none of its own.
@@ -321,14 +331,14 @@ async fn follow_members_log(
     data: &DataFolder,
     member: &Member,
     between: &Between,
-    supervisor: &Supervisor,
+    (supervisor, start): (&Supervisor, &Start),
 ) -> Result<Opened, ServeError> {
     let identity = crate::ca::node_identity(data.path());
     let members = Arc::new(worker::Members::new(&member.name, identity, between.lines(), between.peers.subscribe()));
     let (log, publisher, committed) = FollowedLog::open(members.clone());
     let log: Arc<dyn Log> = Arc::new(log);
     let clock = Arc::new(HybridClock::new(system_millis, config.limits.drift_max_ms));
-    let (node, options) = (NodeId(member.node), engine_options(data));
+    let (node, options) = (NodeId(member.node), engine_options(data, start.entry_format));
     let engine = Engine::open_with(log.clone(), committed, clock, node, data.boot(), options).await?;
     let heard = engine.clone();
     let follow = move |stop: CancellationToken| {
@@ -344,7 +354,7 @@ async fn open_engine(
     data: &DataFolder,
     member: &Member,
     between: &Between,
-    accept_loss: bool,
+    start: &Start,
 ) -> Result<Opened, ServeError> {
     let at = |raft: u64| {
         let addresses = member.loopback.addresses(raft).map(|(raft, api)| Addresses { raft, api });
@@ -355,11 +365,11 @@ async fn open_engine(
     let forward = Some(between.way());
     let store = StoreMember { raft, own: at(raft)?, others: others?, forward };
     let (alone, raft_log_keep) = (member.peers.is_empty(), config.limits.log_keep);
-    let log_options = OpenOptions { accept_loss, alone, raft_log_keep, ..OpenOptions::default() };
+    let log_options = OpenOptions { accept_loss: start.accept_loss, alone, raft_log_keep, ..OpenOptions::default() };
     let (log, committed) = HiqliteLog::open(&data.path().join("log"), &store, log_options).await?;
     let log = Arc::new(log);
     let clock = Arc::new(HybridClock::new(system_millis, config.limits.drift_max_ms));
-    let (node, options) = (NodeId(member.node), engine_options(data));
+    let (node, options) = (NodeId(member.node), engine_options(data, start.entry_format));
     let engine = Engine::open_with(log.clone(), committed, clock, node, data.boot(), options).await?;
     if engine.state().cluster().is_none() {
         let init = Command::Init {
@@ -401,6 +411,8 @@ struct Node<'n> {
     /// What the node has found out about itself, if it was that which ended it.
     verdict: &'n Arc<OnceLock<Verdict>>,
     output: &'n Output,
+    /// See [`Start::entry_format`].
+    entry_format: u8,
 }
 
 impl Node<'_> {
@@ -468,7 +480,7 @@ impl Node<'_> {
         self.watch_room()?;
         let reach = Command::NodeReach {
             address: self.member.address.clone(),
-            entry_format: ENTRY_FORMAT,
+            entry_format: self.entry_format,
             release: env!("CARGO_PKG_VERSION").to_owned(),
         };
         engine.submit(By::Agent, vec![reach]).await.map_err(ServeError::Init)?;

@@ -168,6 +168,8 @@ pub struct Node {
     pub flags: Vec<String>,
     /// How its clocks differ from the machine's.
     pub clocks: Clocks,
+    /// What is started as its daemon.
+    pub program: PathBuf,
     data: PathBuf,
     mount: PathBuf,
     trace: PathBuf,
@@ -185,6 +187,7 @@ impl Node {
             hypervisor: "simulated",
             flags: Vec::new(),
             clocks: Clocks::default(),
+            program: env!("CARGO_BIN_EXE_blixard").into(),
             data: folder.join("data"),
             mount: folder.join("n"),
             trace: folder.join("trace"),
@@ -203,10 +206,14 @@ impl Node {
 
     /// blixard on this machine.
     pub fn command(&self, arguments: &[&str]) -> Command {
+        self.command_of(Path::new(env!("CARGO_BIN_EXE_blixard")), arguments)
+    }
+
+    fn command_of(&self, program: &Path, arguments: &[&str]) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net=/run/netns/{}", self.namespace));
         self.clocks.of(&mut command);
-        command.arg(env!("CARGO_BIN_EXE_blixard"));
+        command.arg(program);
         command.args(arguments).stdin(Stdio::null());
         command.env("BLIXARD", format!("unix!{}/sock", self.data.display())).env("BLIXARD_DATA", &self.data);
         command
@@ -222,8 +229,10 @@ impl Node {
 
     fn serve(&self, arguments: &[&str]) -> Command {
         let images = crate::images::images();
-        let mut command =
-            self.command(&["serve", "--hypervisor", self.hypervisor, "--images", images.to_str().unwrap()]);
+        let mut command = self.command_of(
+            &self.program,
+            &["serve", "--hypervisor", self.hypervisor, "--images", images.to_str().unwrap()],
+        );
         command.args(["--data", self.data.to_str().unwrap(), "--mount", self.mount.to_str().unwrap()]);
         command.args(&self.flags).args(arguments);
         command
@@ -293,7 +302,8 @@ impl Node {
         let (data, mount, trace, namespace) =
             (self.data.clone(), self.mount.clone(), self.trace.clone(), self.namespace.clone());
         let (hypervisor, flags, clocks) = (self.hypervisor, self.flags.clone(), self.clocks.clone());
-        Node { at: self.at, hypervisor, flags, clocks, data, mount, trace, namespace, process: None }
+        let program = self.program.clone();
+        Node { at: self.at, hypervisor, flags, clocks, program, data, mount, trace, namespace, process: None }
     }
 
     pub fn signal(&self, signal: Signal) {

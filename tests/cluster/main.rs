@@ -13,4 +13,5 @@ mod guest;
 mod lab;
 mod members;
 mod restored;
+mod rolling;
 mod workers;
