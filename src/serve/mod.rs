@@ -42,6 +42,8 @@ use tracing_subscriber::{EnvFilter, Layer, fmt, reload};
 const TELL_WITHIN: std::time::Duration = std::time::Duration::from_secs(3);
 /// The pause before a process puts a new one in its place.
 const START_ANEW_AFTER: std::time::Duration = std::time::Duration::from_millis(500);
+/// What brings the log to a node and carries it to others: without these nobody hears that it goes down, and it hears no answer.
+const ENDS_LAST: &[&str] = &["peers", "tunnels", "follow"];
 /// QEMU's binary.
 const QEMU: &str = "qemu-system-x86_64";
 
@@ -208,7 +210,7 @@ async fn run(
         }
     }
     let data = DataFolder::open(&config.data)?;
-    let supervisor = Supervisor::new();
+    let supervisor = Supervisor::with_last(ENDS_LAST);
     let opening = async {
         let member = member(config, data.path(), start).await?;
         let between = Between::start(&member, data.path(), &config.listen, &supervisor).await?;
@@ -463,7 +465,7 @@ impl Node<'_> {
         fuse.unmount().await;
         stop_sockets.cancel();
         // First those who start machines, then what the machines of nobody had.
-        self.supervisor.stop().await;
+        self.supervisor.stop_first().await;
         if ended.is_ok() {
             let told = tokio::time::timeout(TELL_WITHIN, agent.stop()).await;
             if let Err(refusal) = told.unwrap_or_else(|_| Err(Refusal::again("there is no quorum to tell"))) {

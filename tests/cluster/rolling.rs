@@ -68,6 +68,12 @@ fn node_by_node_and_nothing_is_lost() {
                 .map(|node| scope.spawn(|| write_users(node, &format!("to-{name}-by-{}", NAMES[node.at]), &stop)))
                 .collect();
             replaced.stop();
+            let down = |node: &Node| node.value(&format!("nodes/{name}/status"), "state").unwrap() == "down";
+            let mut others = before.iter().chain(after.iter());
+            until("that it has said goodbye", || others.clone().all(down));
+            assert!(
+                others.next().is_some() && !replaced.trace_text().contains("was not told that this node goes down")
+            );
             replaced.program = env!("CARGO_BIN_EXE_blixard").into();
             replaced.start(&[]);
             until("that it is back", || replaced.try_read("sync").is_ok());
