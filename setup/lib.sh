@@ -7,7 +7,7 @@ die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
 # What a node needs to run; what the build and the tests need beside it; what only the benches need.
 RUN_PACKAGES="qemu-system-x86 qemu-utils fuse3 busybox-static cpio zstd lz4 xz-utils kmod iproute2 util-linux"
 BUILD_PACKAGES="gcc libc6-dev make"
-TEST_PACKAGES="diod nftables shellcheck zsh dash procps python3-venv"
+TEST_PACKAGES="diod e2fsprogs faketime nftables shellcheck zsh dash procps python3-venv"
 BENCH_PACKAGES="diod libvirt-daemon-system libvirt-clients libvirt-daemon-driver-qemu gcc libfuse3-dev pkg-config etcd-server etcd-client nftables"
 
 installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }

@@ -161,7 +161,7 @@ fn main() -> ExitCode {
         Command::Verb(verb) => return cli::run(&line.at, &verb),
         Command::Fence(told) => return fence::run(&told.into()),
         Command::Serve { flags, accept_loss, join, advertise } => {
-            let start = serve::Start { accept_loss, join, advertise };
+            let start = serve::Start { accept_loss, join, advertise, ..serve::Start::default() };
             load(flags).and_then(|config| serve::serve(&config, &start).map_err(|error| error.to_string()))
         }
         Command::Cluster(cluster::Verb::Invite { role, expires }) => {

@@ -33,6 +33,8 @@ pub(super) struct Applier {
     pub(super) audit: Recorder,
     pub(super) node: NodeId,
     pub(super) boot: u64,
+    /// The newest format of entries that is read.
+    pub(super) entry_format: u8,
     /// What the last run had acknowledged, until this one has come so far: the records must be the same.
     pub(super) mark: Option<(u64, [u8; 32])>,
     /// The highest `n` of this node and boot that has been applied.
@@ -158,7 +160,7 @@ impl Applier {
         let mut steps: Vec<Step> = Vec::with_capacity(records.len());
         let mut events = Vec::new();
         for record in records {
-            let mut step = self.replica.take(record)?;
+            let mut step = self.replica.take(record, self.entry_format)?;
             self.check_mark()?;
             self.compare(&step)?;
             events.append(&mut step.events);

@@ -7,10 +7,10 @@ use super::backup::{BACKUPS_MAX, BackupReader};
 use super::divergence::Comparison;
 use super::failure::Failure;
 use super::log::told::{Teller, Told};
-use super::log::{Committed, Health, Log, LogError};
+use super::log::{AppendError, Committed, Health, Log, LogError};
 use super::recovery::recover;
 use super::snapshots::{SnapshotKeeper, write_snapshots};
-use super::state::{By, Claim, Command, NodeId, Reply, State};
+use super::state::{By, Claim, Command, ENTRY_FORMAT, NodeId, Reply, State};
 use super::submissions::{Applied, Submissions, Waiters};
 use super::view::{Events, View};
 use crate::clock::{ClockError, HybridClock, HybridTime};
@@ -37,6 +37,8 @@ pub struct Options {
     pub snapshot_every_bytes: u64,
     /// The folder of the audit trail; None keeps a short one in memory.
     pub audit: Option<PathBuf>,
+    /// The newest format of entries that this node reads: [`ENTRY_FORMAT`], unless it stands for an older release.
+    pub entry_format: u8,
 }
 
 impl Default for Options {
@@ -48,6 +50,7 @@ impl Default for Options {
             snapshot_every_records: 20_000,
             snapshot_every_bytes: 16 * 1024 * 1024,
             audit: None,
+            entry_format: ENTRY_FORMAT,
         }
     }
 }
@@ -130,7 +133,7 @@ impl Engine {
         let writing =
             scribe.start().map_err(|error| LogError::Failed(format!("the audit trail has no thread: {error}")))?;
         let scribe = supervise("audit trail", writing, failing.clone());
-        let (replica, view) = recover(&*log, &recorder).await?;
+        let (replica, view) = recover(&*log, &recorder, options.entry_format).await?;
         // In a cluster the log may reach further than this node knows yet.
         if log.alone() {
             recorder.begin_at(replica.seq).await.map_err(LogError::Failed)?;
@@ -153,6 +156,7 @@ impl Engine {
             audit,
             node,
             boot,
+            entry_format: options.entry_format,
             mark,
             applied,
             comparison: Comparison::default(),
@@ -250,6 +254,19 @@ impl Engine {
     /// The clock of the machine can't be read.
     pub fn time(&self) -> Result<HybridTime, ClockError> {
         self.shared.clock.reading()
+    }
+
+    /// Why nothing can be written through this node for want of room on its disk, in a sentence.
+    pub fn full(&self) -> Option<String> {
+        self.shared.log.full()
+    }
+
+    /// What the clock of the node that leads shows while it is asked, in milliseconds since the Unix epoch. None: nobody else leads.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn leader_clock(&self) -> Result<Option<u64>, AppendError> {
+        self.shared.log.leader_clock().await
     }
 
     /// The number of the newest applied entry; wakes at each change.

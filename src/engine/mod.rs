@@ -39,6 +39,10 @@ pub trait LocalHost: Send + Sync + 'static {
     fn console_log(&self, vm: VmId) -> Result<Bytes, Refusal>;
     /// Opens a VM's serial console.
     fn console(&self, vm: VmId) -> BoxFuture<'static, Result<hypervisor::Console, Refusal>>;
+    /// Lines for `/vms/ID/stats`: what its machine here has used since it was started.
+    fn vm_stats(&self, vm: VmId) -> BoxFuture<'static, Result<Vec<(&'static str, String)>, Refusal>>;
+    /// Lines for `/nodes/NAME/stats`: how busy this host is.
+    fn node_stats(&self) -> Result<Vec<(&'static str, String)>, Refusal>;
     /// Lines for `/nodes/NAME/status`: hypervisor, accelerator, what is missing, what could not be undone, the supervision tree.
     fn status(&self) -> Vec<(String, String)>;
     /// A token with which one machine may join, and the SHA-256 of its secret.

@@ -12,7 +12,11 @@ const ADVICE: &str =
     "put back a backup of the data folder, or start once with --accept-loss to go on with what is left";
 
 /// The state as the log has it, and the view of it. What the audit trail lacks is added to it.
-pub(super) async fn recover(log: &dyn Log, audit: &Recorder) -> Result<(Replica, Arc<View>), LogError> {
+pub(super) async fn recover(
+    log: &dyn Log,
+    audit: &Recorder,
+    entry_format: u8,
+) -> Result<(Replica, Arc<View>), LogError> {
     let damaged = |what: String| LogError::Damaged { path: log.path(), what, advice: ADVICE.to_owned() };
     let mut replica = match log.snapshot().await? {
         Some(snapshot) => Replica::from_snapshot(&snapshot)
@@ -28,7 +32,7 @@ pub(super) async fn recover(log: &dyn Log, audit: &Recorder) -> Result<(Replica,
         }
         let mut events = Vec::new();
         for record in &records {
-            let mut step = replica.take(record).map_err(&damaged)?;
+            let mut step = replica.take(record, entry_format).map_err(&damaged)?;
             events.append(&mut step.events);
             audit.record(step).await.map_err(LogError::Failed)?;
             if mark.is_some_and(|(seq, chain)| seq == replica.seq && chain != replica.chain) {

@@ -63,13 +63,13 @@ impl Replica {
         Replica { state: Arc::new(State::new()), seq: 0, chain: [0; CHAIN_BYTES], digest: [0; CHAIN_BYTES] }
     }
 
-    /// The record that comes next. The error is a sentence: this program can't read the entry, and must not go on without it.
-    pub(super) fn take(&mut self, record: &Record) -> Result<Step, String> {
+    /// The record that comes next, if it has this format or an older one. The error is a sentence: this program can't read the entry, and must not go on without it.
+    pub(super) fn take(&mut self, record: &Record, newest_format: u8) -> Result<Step, String> {
         let seq = record.seq;
         if seq != self.seq + 1 {
             return Err(format!("record {seq} came where record {} was due", self.seq + 1));
         }
-        let entry = Entry::decode(&record.bytes)
+        let entry = Entry::decode_upto(&record.bytes, newest_format)
             .map_err(|error| format!("entry {seq} of the log can't be read: {error}; is it from a newer blixard?"))?;
         let repeated = self.has_applied(entry.id);
         let (state, outcome, events) = self.state.apply(seq, &entry);

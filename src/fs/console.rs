@@ -14,7 +14,7 @@ use tokio::sync::{OnceCell, broadcast, mpsc};
 
 /// Opens it; the machine is asked for it at the first use.
 pub(super) fn open(asked: &Asked<'_>, how: OpenMode) -> Result<Arc<dyn Handle>, Refusal> {
-    if let Some(elsewhere) = forward::of_vm(asked, "console", how)? {
+    if let Some(elsewhere) = forward::of_vm(asked, "console", how, None)? {
         return Ok(elsewhere);
     }
     Ok(Arc::new(ConsoleHandle { shared: Arc::new(Shared::new(Open::of(asked), how.nonblock)) }))

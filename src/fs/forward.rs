@@ -5,13 +5,20 @@
 use super::handles::Open;
 use super::table::Asked;
 use super::tree::{Answer, BY_A_NODE, Handle, OpenMode};
-use crate::engine::state::{Node, VmId};
+use crate::engine::state::{Node, NodeId, VmId};
 use crate::ninep::client::{Client, ClientError, File, Options};
 use crate::ninep::linux::open as flags;
 use crate::text::{Code, Refusal};
 use bytes::Bytes;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::OnceCell;
+
+/// How long the other node may take to answer a read; None: it may have nothing to say for as long as it likes.
+pub(super) type Limit = Option<Duration>;
+
+/// Of a file that has an end.
+pub(super) const ANSWERS_WITHIN: Limit = Some(Duration::from_secs(10));
 
 /// A file that is open on another node, from its first use on.
 struct Forwarded {
@@ -19,6 +26,7 @@ struct Forwarded {
     /// Where it is, as `vms/7/console`.
     path: String,
     how: OpenMode,
+    limit: Limit,
     node: Node,
     far: OnceCell<(Client, File)>,
     /// How far it was read: whatever is passed on has one cursor.
@@ -32,17 +40,44 @@ pub(super) fn is_elsewhere(asked: &Asked<'_>) -> bool {
 }
 
 /// Opens the file of a VM on the node where the VM is, if that is another one.
-pub(super) fn of_vm(asked: &Asked<'_>, file: &str, how: OpenMode) -> Result<Option<Arc<dyn Handle>>, Refusal> {
+pub(super) fn of_vm(
+    asked: &Asked<'_>,
+    file: &str,
+    how: OpenMode,
+    limit: Limit,
+) -> Result<Option<Arc<dyn Handle>>, Refusal> {
     let vm = asked.state.vm(VmId(asked.object)).ok_or_else(super::tree::gone)?;
     let Some(node) = vm.node.filter(|node| *node != asked.server.node()) else { return Ok(None) };
-    let Some(node) = asked.state.node(node).cloned() else { return Ok(None) };
-    if asked.who.authenticated_by == BY_A_NODE {
-        let sentence = format!("vm {} is on node '{}' by now; ask again", asked.object, node.name);
-        return Err(Refusal::new(Code::HostDown, sentence));
+    let Some(node) = asked.state.node(node) else { return Ok(None) };
+    let moved = || format!("vm {} is on node '{}' by now; ask again", asked.object, node.name);
+    open_at(asked, node, format!("vms/{}/{file}", asked.object), how, limit, moved).map(Some)
+}
+
+/// Opens the file of a node on that node, if it is another one.
+pub(super) fn of_node(asked: &Asked<'_>, file: &str, how: OpenMode) -> Result<Option<Arc<dyn Handle>>, Refusal> {
+    let node = asked.state.node(NodeId(asked.object)).ok_or_else(super::tree::gone)?;
+    if node.id == asked.server.node() {
+        return Ok(None);
     }
-    let path = format!("vms/{}/{file}", asked.object);
-    let forwarded = Forwarded { open: Open::of(asked), path, how, node, far: OnceCell::new(), cursor: Mutex::new(0) };
-    Ok(Some(Arc::new(Shared(Arc::new(forwarded)))))
+    let other = || format!("node '{}' is another one than was asked; ask again", node.name);
+    open_at(asked, node, format!("nodes/{}/{file}", node.name), how, ANSWERS_WITHIN, other).map(Some)
+}
+
+/// Opens a path on another node. `wrong`: what to say to a node that takes this one for the other.
+fn open_at(
+    asked: &Asked<'_>,
+    node: &Node,
+    path: String,
+    how: OpenMode,
+    limit: Limit,
+    wrong: impl FnOnce() -> String,
+) -> Result<Arc<dyn Handle>, Refusal> {
+    if asked.who.authenticated_by == BY_A_NODE {
+        return Err(Refusal::new(Code::HostDown, wrong()));
+    }
+    let (node, far, cursor) = (node.clone(), OnceCell::new(), Mutex::new(0));
+    let forwarded = Forwarded { open: Open::of(asked), path, how, limit, node, far, cursor };
+    Ok(Arc::new(Shared(Arc::new(forwarded))))
 }
 
 impl Forwarded {
@@ -85,7 +120,7 @@ impl Forwarded {
         let file = self.far().await?;
         let from = *self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
         let count = u32::try_from(count).unwrap_or(u32::MAX);
-        let data = file.read_some(from, count, None).await.map_err(|error| self.refusal(&error))?;
+        let data = file.read_some(from, count, self.limit).await.map_err(|error| self.refusal(&error))?;
         *self.cursor.lock().unwrap_or_else(PoisonError::into_inner) = from + data.len() as u64;
         Ok(data)
     }

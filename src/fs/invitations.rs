@@ -43,6 +43,8 @@ impl Invitation {
         let (token, secret_sha256) = self.open.server.host().invite()?;
         // Not the state's time: while nothing happens that stands still.
         let now = self.open.server.engine().time().map_err(|error| Refusal::again(error.to_string()))?;
+        // By the cluster's time, if this machine's clock is behind it.
+        let now = now.max(self.open.server.state().now());
         let expires_ms = now.millis().saturating_add(open_ms);
         Ok((line.number, Command::InviteNew { secret_sha256, role, expires_ms }, token))
     }

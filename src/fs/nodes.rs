@@ -2,7 +2,7 @@
 
 use super::table::{Asked, Content, File, Kind, Object};
 use super::verbs::{Act, Attributes, Verb};
-use super::{events, invitations};
+use super::{events, invitations, node_text, stats};
 use crate::engine::state::constraints::parse_labels;
 use crate::engine::state::{Command, Kind as Entity, Node, NodeChanges, NodeId, NodeVerb, Operation};
 use crate::text::{Code, Refusal, columns::Table, duration, kv::KeyValues, percent, size, time::rfc3339, trace_level};
@@ -37,6 +37,24 @@ static OBJECT_FILES: &[File] = &[
         name: "work",
         content: Content::Private(super::work::open, true),
         help: "the log as it goes on, for a node that is no part of Raft: one line a record",
+    },
+    File {
+        number: 6,
+        name: "spec",
+        content: Content::Text(node_text::spec),
+        help: "what was set: labels and ratios, as `set` takes it",
+    },
+    File {
+        number: 7,
+        name: "json",
+        content: Content::Live(node_text::json),
+        help: "what all nodes know of it as a JSON object",
+    },
+    File {
+        number: 8,
+        name: "stats",
+        content: Content::Stream(stats::of_node, None),
+        help: "how busy its host is: load, memory, disk",
     },
 ];
 
@@ -132,7 +150,7 @@ const TRACE: Act = Act::Local(|asked, attributes| {
     Ok(Box::new(move || server.host().set_trace_level(&level)))
 });
 
-fn node<'a>(asked: &'a Asked<'_>) -> Result<&'a Node, Refusal> {
+pub(super) fn node<'a>(asked: &'a Asked<'_>) -> Result<&'a Node, Refusal> {
     asked.state.node(NodeId(asked.object)).ok_or_else(super::tree::gone)
 }
 
@@ -175,7 +193,8 @@ fn status(asked: &Asked<'_>) -> Result<String, Refusal> {
             .line("raft-role", health.role)
             .line("raft-term", health.term)
             .line("raft-lag", health.lag)
-            .line("quorum", if health.quorum { "yes" } else { "no" });
+            .line("quorum", if health.quorum { "yes" } else { "no" })
+            .maybe("disk-full", asked.server.engine().full());
         for (key, value) in asked.server.host().status() {
             text = text.line(&key, value);
         }
@@ -184,7 +203,7 @@ fn status(asked: &Asked<'_>) -> Result<String, Refusal> {
 }
 
 /// What it is, as far as anybody knows: up, down after a clean end, or lost.
-fn state_of(node: &Node) -> &'static str {
+pub(super) fn state_of(node: &Node) -> &'static str {
     match (node.lease.expired, node.up) {
         (true, _) => "lost",
         (false, true) => "up",

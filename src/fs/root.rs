@@ -129,6 +129,7 @@ fn status(asked: &Asked<'_>) -> Result<String, Refusal> {
         .line("raft-voters", health.voters)
         .line("leader", leader.map_or("-", |node| node.name.as_str()))
         .line("quorum", if health.quorum { "yes" } else { "no" })
+        .maybe("disk-full", asked.server.engine().full())
         .maybe("warning", (voters > 1 && voters.is_multiple_of(2)).then_some(EVEN_VOTERS))
         .line("vms", state.vms().len())
         .line("vms-running", count(Actual::Running))

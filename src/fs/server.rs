@@ -288,7 +288,7 @@ impl Server {
     ) -> Result<Opened, Refusal> {
         let open = Open::of(asked);
         if let Content::Owned(_) = file.content
-            && let Some(handle) = forward::of_vm(asked, file.name, how)?
+            && let Some(handle) = forward::of_vm(asked, file.name, how, forward::ANSWERS_WITHIN)?
         {
             let handle = Arc::new(Guarded { handle, open, place, how });
             return Ok(Opened { handle, stream: true, commands: false });

@@ -2,7 +2,7 @@
 
 use super::table::{Asked, Content, File, Kind, Maker, Object};
 use super::verbs::{Act, Attributes, Verb};
-use super::{console, events, streams, vm_attrs, vm_text};
+use super::{console, events, stats, streams, vm_attrs, vm_text};
 use crate::engine::state::{Command, Conditions, Kind as Entity, Operation, VmId, VmVerb};
 use crate::text::{Refusal, duration};
 
@@ -55,6 +55,12 @@ static OBJECT_FILES: &[File] = &[
         name: "why",
         content: Content::Live(vm_text::why),
         help: "why it is where it is, or nowhere: what each node has against it",
+    },
+    File {
+        number: 11,
+        name: "stats",
+        content: Content::Stream(stats::of_vm, None),
+        help: "what its machine has used: CPU, memory, disk, network",
     },
 ];
 

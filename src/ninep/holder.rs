@@ -86,7 +86,8 @@ impl Holder {
     /// From or until when it is, as a sentence.
     pub fn check_time(&self, now_ms: u64) -> Result<(), String> {
         if now_ms < self.issued_ms {
-            Err(format!("it is not valid before {}", rfc3339(self.issued_ms)))
+            let (from, now) = (rfc3339(self.issued_ms), rfc3339(now_ms));
+            Err(format!("it is not valid before {from}, and by this machine's clock it is {now}"))
         } else if now_ms > self.expires_ms {
             Err(format!("it expired at {}", rfc3339(self.expires_ms)))
         } else {

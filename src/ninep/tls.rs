@@ -367,8 +367,8 @@ fn certificate(why: &CertificateError) -> String {
     let date = |time: &UnixTime| rfc3339(time.as_secs().saturating_mul(1000));
     match why {
         CertificateError::ExpiredContext { not_after, .. } => format!("it expired at {}", date(not_after)),
-        CertificateError::NotValidYetContext { not_before, .. } => {
-            format!("it is not valid before {}", date(not_before))
+        CertificateError::NotValidYetContext { time, not_before } => {
+            format!("it is not valid before {}, and by this machine's clock it is {}", date(not_before), date(time))
         }
         CertificateError::UnknownIssuer | CertificateError::BadSignature => {
             "it is not signed by this cluster's authority".to_owned()

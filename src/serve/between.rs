@@ -268,7 +268,7 @@ fn acceptable(state: &State, of: &Holder, question: &Forwarded) -> Result<(), St
     let records = match question {
         Forwarded::Append(records) => records,
         Forwarded::Relayed(question) => return acceptable(state, of, question),
-        Forwarded::Newest => return Ok(()),
+        Forwarded::Newest | Forwarded::Clock => return Ok(()),
     };
     let asker = state.node_named(&of.name).ok_or_else(|| format!("node '{}' is not in this cluster", of.name))?;
     let size = records.iter().map(Bytes::len).sum::<usize>();
@@ -291,16 +291,16 @@ struct Way(Lines);
 impl Forward for Way {
     async fn forward(&self, leader: u64, question: &Forwarded, whose: Whose) -> Result<Answered, AppendError> {
         let bytes = postcard::to_stdvec(question).map_err(|error| AppendError::NotDone(error.to_string()))?;
-        let line = match (question, whose) {
-            (Forwarded::Newest, _) => Line::Read,
-            (_, Whose::Own) => Line::Append,
-            (_, Whose::Relayed) => Line::Relayed,
+        let line = match whose {
+            _ if question.is_read() => Line::Read,
+            Whose::Own => Line::Append,
+            Whose::Relayed => Line::Relayed,
         };
         match self.0.ask(leader, line, &bytes, FORWARDED_BYTES_MAX).await {
             Ok(answer) => postcard::from_bytes(&answer).map_err(|error| AppendError::Unknown(error.to_string())),
             Err(NoAnswer::NotSent(why)) => Err(AppendError::NotDone(why)),
             // A read has changed nothing.
-            Err(NoAnswer::Lost(why)) if *question == Forwarded::Newest => Err(AppendError::NotDone(why)),
+            Err(NoAnswer::Lost(why)) if question.is_read() => Err(AppendError::NotDone(why)),
             Err(NoAnswer::Lost(why)) => Err(AppendError::Unknown(why)),
         }
     }

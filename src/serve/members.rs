@@ -29,6 +29,8 @@ pub(super) enum Verdict {
     Removed,
     /// It must begin with a fresh store.
     StaleStore,
+    /// There is no room on its disk for what comes from the others.
+    NoRoom,
 }
 
 /// What it works with.

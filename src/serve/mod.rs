@@ -7,6 +7,7 @@ mod between;
 mod members;
 mod output;
 mod rejoin;
+mod room;
 mod worker;
 
 use crate::clock::{HybridClock, system_millis};
@@ -41,6 +42,8 @@ use tracing_subscriber::{EnvFilter, Layer, fmt, reload};
 const TELL_WITHIN: std::time::Duration = std::time::Duration::from_secs(3);
 /// The pause before a process puts a new one in its place.
 const START_ANEW_AFTER: std::time::Duration = std::time::Duration::from_millis(500);
+/// What brings the log to a node and carries it to others: without these nobody hears that it goes down, and it hears no answer.
+const ENDS_LAST: &[&str] = &["peers", "tunnels", "follow"];
 /// QEMU's binary.
 const QEMU: &str = "qemu-system-x86_64";
 
@@ -103,7 +106,7 @@ pub enum ServeError {
 }
 
 /// How a node is started, beside its configuration.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Start {
     /// Go on although the log has lost what was acknowledged.
     pub accept_loss: bool,
@@ -111,6 +114,15 @@ pub struct Start {
     pub join: Option<String>,
     /// Where other nodes reach it from now on.
     pub advertise: Option<String>,
+    /// The newest format of entries that it reads, and says that it reads. Nobody can set it but who builds a program of this library: a
+    /// release is of [`ENTRY_FORMAT`].
+    pub entry_format: u8,
+}
+
+impl Default for Start {
+    fn default() -> Start {
+        Start { accept_loss: false, join: None, advertise: None, entry_format: ENTRY_FORMAT }
+    }
 }
 
 /// Serves until SIGINT or SIGTERM. When the store can't go on and the others have everything, it puts a new process of itself in its
@@ -191,8 +203,14 @@ async fn run(
     output: &Output,
 ) -> Result<(), ServeError> {
     let mut ends = Ends::listen()?;
+    if has_others(config) {
+        tokio::select! {
+            () = room::await_room(&config.data) => {}
+            () = ends.asked() => return Ok(()),
+        }
+    }
     let data = DataFolder::open(&config.data)?;
-    let supervisor = Supervisor::new();
+    let supervisor = Supervisor::with_last(ENDS_LAST);
     let opening = async {
         let member = member(config, data.path(), start).await?;
         let between = Between::start(&member, data.path(), &config.listen, &supervisor).await?;
@@ -202,8 +220,8 @@ async fn run(
             return Err(ServeError::Again(format!("this node is number {raft} in Raft now")));
         }
         let opened = match member.worker {
-            true => follow_members_log(config, &data, &member, &between, &supervisor).await?,
-            false => open_engine(config, &data, &member, &between, start.accept_loss).await?,
+            true => follow_members_log(config, &data, &member, &between, (&supervisor, start)).await?,
+            false => open_engine(config, &data, &member, &between, start).await?,
         };
         between.opened(&opened.engine, opened.store.as_ref());
         Ok((member, between, opened))
@@ -238,6 +256,7 @@ async fn run(
         supervisor: &supervisor,
         verdict: &verdict,
         output,
+        entry_format: start.entry_format,
     };
     let served = node.with_engine(&between, set_trace_level, &mut ends).await;
     supervisor.stop().await;
@@ -273,7 +292,7 @@ async fn member(config: &Config, data: &Path, start: &Start) -> Result<Member, S
     let mut member = match (Member::read(data), &start.join) {
         (Err(MemberError::Missing(_)), Some(token)) => {
             let advertise = start.advertise.as_deref();
-            let joiner = Joiner { data, name: &config.name, advertise, entry_format: ENTRY_FORMAT };
+            let joiner = Joiner { data, name: &config.name, advertise, entry_format: start.entry_format };
             return Ok(cluster::join(token, joiner).await?);
         }
         (member, _) => member?,
@@ -304,8 +323,8 @@ struct Opened {
     store: Option<Arc<HiqliteLog>>,
 }
 
-fn engine_options(data: &DataFolder) -> engine::Options {
-    engine::Options { audit: Some(data.path().join("audit")), ..engine::Options::default() }
+fn engine_options(data: &DataFolder, entry_format: u8) -> engine::Options {
+    engine::Options { entry_format, audit: Some(data.path().join("audit")), ..engine::Options::default() }
 }
 
 /// Opens the log of a machine that has none of its own.
@@ -314,7 +333,7 @@ async fn follow_members_log(
     data: &DataFolder,
     member: &Member,
     between: &Between,
-    supervisor: &Supervisor,
+    (supervisor, start): (&Supervisor, &Start),
 ) -> Result<Opened, ServeError> {
     let identity = crate::ca::node_identity(data.path());
     let own = (member.name.as_str(), member.node);
@@ -322,7 +341,7 @@ async fn follow_members_log(
     let (log, publisher, committed) = FollowedLog::open(members.clone());
     let log: Arc<dyn Log> = Arc::new(log);
     let clock = Arc::new(HybridClock::new(system_millis, config.limits.drift_max_ms));
-    let (node, options) = (NodeId(member.node), engine_options(data));
+    let (node, options) = (NodeId(member.node), engine_options(data, start.entry_format));
     let engine = Engine::open_with(log.clone(), committed, clock, node, data.boot(), options).await?;
     let heard = engine.clone();
     let follow = move |stop: CancellationToken| {
@@ -338,7 +357,7 @@ async fn open_engine(
     data: &DataFolder,
     member: &Member,
     between: &Between,
-    accept_loss: bool,
+    start: &Start,
 ) -> Result<Opened, ServeError> {
     let at = |raft: u64| {
         let addresses = member.loopback.addresses(raft).map(|(raft, api)| Addresses { raft, api });
@@ -349,11 +368,11 @@ async fn open_engine(
     let forward = Some(between.way());
     let store = StoreMember { raft, own: at(raft)?, others: others?, forward };
     let (alone, raft_log_keep) = (member.peers.is_empty(), config.limits.log_keep);
-    let log_options = OpenOptions { accept_loss, alone, raft_log_keep, ..OpenOptions::default() };
+    let log_options = OpenOptions { accept_loss: start.accept_loss, alone, raft_log_keep, ..OpenOptions::default() };
     let (log, committed) = HiqliteLog::open(&data.path().join("log"), &store, log_options).await?;
     let log = Arc::new(log);
     let clock = Arc::new(HybridClock::new(system_millis, config.limits.drift_max_ms));
-    let (node, options) = (NodeId(member.node), engine_options(data));
+    let (node, options) = (NodeId(member.node), engine_options(data, start.entry_format));
     let engine = Engine::open_with(log.clone(), committed, clock, node, data.boot(), options).await?;
     if engine.state().cluster().is_none() {
         let init = Command::Init {
@@ -395,6 +414,8 @@ struct Node<'n> {
     /// What the node has found out about itself, if it was that which ended it.
     verdict: &'n Arc<OnceLock<Verdict>>,
     output: &'n Output,
+    /// See [`Start::entry_format`].
+    entry_format: u8,
 }
 
 impl Node<'_> {
@@ -414,6 +435,9 @@ impl Node<'_> {
         }
         if !has_others(self.config) {
             return Err(error);
+        }
+        if self.verdict.get() == Some(&Verdict::NoRoom) {
+            return Err(ServeError::Again(error.to_string()));
         }
         let stale = self.verdict.get() == Some(&Verdict::StaleStore) || self.log.health().dead.is_some();
         match error {
@@ -442,7 +466,7 @@ impl Node<'_> {
         fuse.unmount().await;
         stop_sockets.cancel();
         // First those who start machines, then what the machines of nobody had.
-        self.supervisor.stop().await;
+        self.supervisor.stop_first().await;
         if ended.is_ok() {
             let told = tokio::time::timeout(TELL_WITHIN, agent.stop()).await;
             if let Err(refusal) = told.unwrap_or_else(|_| Err(Refusal::again("there is no quorum to tell"))) {
@@ -456,9 +480,10 @@ impl Node<'_> {
         let Node { config, data, supervisor, .. } = *self;
         let (engine, node) = (self.engine, NodeId(self.member.node));
         self.follow_members(between)?;
+        self.watch_room()?;
         let reach = Command::NodeReach {
             address: self.member.address.clone(),
-            entry_format: ENTRY_FORMAT,
+            entry_format: self.entry_format,
             release: env!("CARGO_PKG_VERSION").to_owned(),
         };
         engine.submit(By::Agent, vec![reach]).await.map_err(ServeError::Init)?;
@@ -519,6 +544,15 @@ impl Node<'_> {
         self.output.say(&format!("ready {}", config.mount.display()));
         tracing::info!(mount = %config.mount.display(), data = %config.data.display(), "ready");
         Ok(Serving { agent, stop_sockets, fuse })
+    }
+
+    /// A node alone takes nothing when there is little room; to a member things come all the same.
+    fn watch_room(&self) -> Result<(), ServeError> {
+        let Some(store) = self.store.cloned() else { return Ok(()) };
+        let (engine, verdict) = (self.engine.clone(), self.verdict.clone());
+        let policy = Policy { restarts: agent::supervisor::Restarts::Transient, most: 0, ..Policy::VITAL };
+        let start = move |stop: CancellationToken| room::watch(engine.clone(), store.clone(), verdict.clone(), stop);
+        self.supervisor.start("room", policy, start).map_err(ServeError::Failed)
     }
 
     fn follow_members(&self, between: &Between) -> Result<(), ServeError> {

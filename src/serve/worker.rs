@@ -233,7 +233,7 @@ impl Upstream for Members {
         let turn = self.turn();
         let member = self.followed(turn).map_err(AppendError::NotDone)?;
         let bytes = postcard::to_stdvec(&question).map_err(|error| AppendError::NotDone(error.to_string()))?;
-        let is_read = question == Forwarded::Relayed(Box::new(Forwarded::Newest));
+        let is_read = question.is_read();
         let line = if is_read { lead::Line::Read } else { lead::Line::Append };
         let error = match self.lines.ask(member.raft, line, &bytes, FORWARDED_BYTES_MAX).await {
             Ok(answer) => {

@@ -1,22 +1,12 @@
 //! A node that was away for longer than the log is kept comes back by itself, with what the others have.
 
-use crate::lab::{Lab, NAMES, Node, await_same, await_voters, leader, until};
+use crate::lab::{Lab, NAMES, Node, await_same, await_voters, cluster_with, leader, until};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Three voters that keep so many commits.
 fn cluster_that_keeps(lab: &Lab, commits: u64) -> Vec<Node> {
-    let config = lab.folder().join("config.toml");
-    std::fs::write(&config, format!("[limits]\nlog_keep = {commits}\n")).unwrap();
-    let mut nodes: Vec<Node> = (0..3).map(|at| Node::new(lab, at)).collect();
-    nodes.iter_mut().for_each(|node| node.flags = vec!["--config".to_owned(), config.to_str().unwrap().to_owned()]);
-    nodes[0].found();
-    for at in 1..3 {
-        let (before, rest) = nodes.split_at_mut(at);
-        rest[0].join(&before[0]);
-    }
-    await_voters(&nodes, 3);
-    nodes
+    cluster_with(&format!("[limits]\nlog_keep = {commits}\n"), "simulated", lab, 3)
 }
 
 /// Writes through these nodes, one write at a time on each, for so long and so many times in all: how many were acknowledged.

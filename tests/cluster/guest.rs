@@ -4,6 +4,8 @@ use crate::lab::{Lab, NAMES, PATIENCE, cluster_of, until};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
+mod stopped;
+
 #[test]
 fn what_only_the_owner_knows_is_asked_of_it() {
     let lab = Lab::new(2);
@@ -22,6 +24,29 @@ fn what_only_the_owner_knows_is_asked_of_it() {
     });
     nodes[other].type_at_console("vms/web/console", "echo from-$((40+2))-afar\n", "from-42-afar");
 
+    // Whether anybody is there or not, that is asked.
+    let ip = nodes[other].value("vms/web/status", "ip").unwrap();
+    let (network, _) = ip.rsplit_once('.').unwrap();
+    let ping = format!("ping -c 1 -w 2 {network}.250; echo asked-$((40+2))\n");
+    nodes[other].type_at_console("vms/web/console", &ping, "asked-42");
+
+    // What it has used, as its node counts it, and how busy that node is.
+    let number = |text: Option<String>| blixard::text::size::parse(&text.unwrap_or_default()).unwrap();
+    for at in [owner, other] {
+        let of = |key: &str| nodes[at].value("vms/web/stats", key);
+        assert_eq!(of("running").as_deref(), Some("yes"));
+        assert_eq!(of("pid"), nodes[other].value("vms/web/status", "pid"));
+        assert!(of("cpu-time").unwrap().trim_end_matches('s').parse::<f64>().unwrap() > 0.1, "{:?}", of("cpu-time"));
+        assert!(number(of("memory-resident")) > 16 << 20, "{:?}", of("memory-resident"));
+        assert!(number(of("net-sent-packets")) > 0, "{}", nodes[at].read("vms/web/stats"));
+        assert_eq!(of("disk-written").as_deref(), Some("0"), "it has no disk");
+        let of = |key: &str| nodes[at].value(&format!("nodes/{on}/stats"), key);
+        assert_eq!(of("machines").as_deref(), Some("1"));
+        assert!(number(of("memory")) > number(of("memory-available")) && number(of("disk")) > number(of("disk-free")));
+    }
+    let elsewhere = NAMES[nodes[other].at];
+    assert_eq!(nodes[owner].value(&format!("nodes/{elsewhere}/stats"), "machines").as_deref(), Some("0"));
+
     // With the rights of who asks: a viewer reads, and does not type.
     nodes[owner].blixard(&["new", "users", "name=eve", "role=viewer"]);
     let identity = lab.folder().join("eve.pem");
@@ -38,6 +63,10 @@ fn what_only_the_owner_knows_is_asked_of_it() {
     let error = nodes[other].try_read("vms/web/log").unwrap_err();
     assert!(error.contains("Host is down") && begun.elapsed() < PATIENCE, "{error}");
     assert!(nodes[other].read("err").contains(&format!("node '{on}', which has it, can't be asked")));
+    for path in ["vms/web/stats", &format!("nodes/{on}/stats")] {
+        let error = nodes[other].try_read(path).unwrap_err();
+        assert!(error.contains("Host is down"), "{path}: {error}");
+    }
     nodes[owner].start(&[]);
     assert!(ready(&nodes[other].read("vms/web/log")));
     nodes[other].write(&format!("vms/{id}/ctl"), "kill\n").unwrap();

@@ -127,6 +127,38 @@ impl Drop for Lab {
     }
 }
 
+/// How the clocks of a machine differ.
+#[derive(Debug, Clone, Default)]
+pub struct Clocks {
+    /// The time of day, by libfaketime: a file with seconds, which may change while a process runs.
+    pub day: Option<PathBuf>,
+    /// The clocks that count from the start of the host, in seconds, by a time namespace.
+    pub boot: Option<u64>,
+}
+
+impl Clocks {
+    /// For what the command starts.
+    fn of(&self, command: &mut Command) {
+        if let Some(seconds) = self.boot {
+            command.args([
+                "unshare",
+                "--time",
+                "--boottime",
+                &seconds.to_string(),
+                "--monotonic",
+                &seconds.to_string(),
+            ]);
+        }
+        let Some(file) = &self.day else { return };
+        let found = std::fs::read_dir("/usr/lib").unwrap().flatten();
+        let mut found = found.map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"));
+        let library = found.find(|file| file.exists()).expect("Debian's package faketime is needed");
+        command.env("LD_PRELOAD", library).env("FAKETIME_TIMESTAMP_FILE", file);
+        // The time of day alone, looked up at each question.
+        command.envs([("FAKETIME_DONT_FAKE_MONOTONIC", "1"), ("FAKETIME_NO_CACHE", "1"), ("NO_FAKE_STAT", "1")]);
+    }
+}
+
 /// A node on a machine of the lab.
 pub struct Node {
     pub at: usize,
@@ -134,6 +166,10 @@ pub struct Node {
     pub hypervisor: &'static str,
     /// What each start is told besides.
     pub flags: Vec<String>,
+    /// How its clocks differ from the machine's.
+    pub clocks: Clocks,
+    /// What is started as its daemon.
+    pub program: PathBuf,
     data: PathBuf,
     mount: PathBuf,
     trace: PathBuf,
@@ -150,6 +186,8 @@ impl Node {
             at,
             hypervisor: "simulated",
             flags: Vec::new(),
+            clocks: Clocks::default(),
+            program: env!("CARGO_BIN_EXE_blixard").into(),
             data: folder.join("data"),
             mount: folder.join("n"),
             trace: folder.join("trace"),
@@ -168,8 +206,14 @@ impl Node {
 
     /// blixard on this machine.
     pub fn command(&self, arguments: &[&str]) -> Command {
+        self.command_of(Path::new(env!("CARGO_BIN_EXE_blixard")), arguments)
+    }
+
+    fn command_of(&self, program: &Path, arguments: &[&str]) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{}", self.namespace)).arg(env!("CARGO_BIN_EXE_blixard"));
+        command.arg(format!("--net=/run/netns/{}", self.namespace));
+        self.clocks.of(&mut command);
+        command.arg(program);
         command.args(arguments).stdin(Stdio::null());
         command.env("BLIXARD", format!("unix!{}/sock", self.data.display())).env("BLIXARD_DATA", &self.data);
         command
@@ -185,8 +229,10 @@ impl Node {
 
     fn serve(&self, arguments: &[&str]) -> Command {
         let images = crate::images::images();
-        let mut command =
-            self.command(&["serve", "--hypervisor", self.hypervisor, "--images", images.to_str().unwrap()]);
+        let mut command = self.command_of(
+            &self.program,
+            &["serve", "--hypervisor", self.hypervisor, "--images", images.to_str().unwrap()],
+        );
         command.args(["--data", self.data.to_str().unwrap(), "--mount", self.mount.to_str().unwrap()]);
         command.args(&self.flags).args(arguments);
         command
@@ -255,8 +301,9 @@ impl Node {
         run("umount", &["-l", self.mount.to_str().unwrap()]);
         let (data, mount, trace, namespace) =
             (self.data.clone(), self.mount.clone(), self.trace.clone(), self.namespace.clone());
-        let (hypervisor, flags) = (self.hypervisor, self.flags.clone());
-        Node { at: self.at, hypervisor, flags, data, mount, trace, namespace, process: None }
+        let (hypervisor, flags, clocks) = (self.hypervisor, self.flags.clone(), self.clocks.clone());
+        let program = self.program.clone();
+        Node { at: self.at, hypervisor, flags, clocks, program, data, mount, trace, namespace, process: None }
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -265,6 +312,17 @@ impl Node {
 
     pub fn trace_text(&self) -> String {
         std::fs::read_to_string(&self.trace).unwrap_or_default()
+    }
+
+    /// Where a file of the tree is.
+    pub fn path(&self, path: &str) -> PathBuf {
+        self.mount.join(path)
+    }
+
+    /// The state in which a VM has settled, when this node has heard of it.
+    pub fn value_of_wait(&self, id: &str) -> String {
+        self.read("sync");
+        self.read(&format!("vms/{id}/wait")).trim().to_owned()
     }
 
     /// Reads a file of the tree; an error is given as text.
@@ -282,6 +340,15 @@ impl Node {
         let mut file = std::fs::File::options().write(true).open(self.mount.join(path))?;
         assert_eq!(file.write(text.as_bytes())?, text.len());
         Ok(())
+    }
+
+    /// What a file that blocks has first when this was written to it.
+    pub fn answer(&self, path: &str, text: &str) -> String {
+        let mut file = std::fs::File::options().read(true).write(true).open(self.mount.join(path)).unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        let mut part = vec![0; 256];
+        let count = file.read(&mut part).unwrap();
+        String::from_utf8_lossy(&part[..count]).into_owned()
     }
 
     /// Writes to a clone file, and gives the answer.
@@ -365,14 +432,33 @@ pub fn cluster(lab: &Lab, count: usize) -> Vec<Node> {
 
 /// The same with this hypervisor.
 pub fn cluster_of(hypervisor: &'static str, lab: &Lab, count: usize) -> Vec<Node> {
+    form(machines(hypervisor, lab, count))
+}
+
+/// The same with this configuration.
+pub fn cluster_with(config: &str, hypervisor: &'static str, lab: &Lab, count: usize) -> Vec<Node> {
+    let file = lab.folder().join("config.toml");
+    std::fs::write(&file, config).unwrap();
+    let mut nodes = machines(hypervisor, lab, count);
+    nodes.iter_mut().for_each(|node| node.flags = vec!["--config".to_owned(), file.to_str().unwrap().to_owned()]);
+    form(nodes)
+}
+
+/// Machines with nothing on them yet.
+fn machines(hypervisor: &'static str, lab: &Lab, count: usize) -> Vec<Node> {
     let mut nodes: Vec<Node> = (0..count).map(|at| Node::new(lab, at)).collect();
     nodes.iter_mut().for_each(|node| node.hypervisor = hypervisor);
+    nodes
+}
+
+/// Makes a cluster of these, all of them voters.
+pub fn form(mut nodes: Vec<Node>) -> Vec<Node> {
     nodes[0].found();
-    for at in 1..count {
+    for at in 1..nodes.len() {
         let (before, rest) = nodes.split_at_mut(at);
         rest[0].join(&before[0]);
     }
-    await_voters(&nodes, count);
+    await_voters(&nodes, nodes.len());
     nodes
 }
 

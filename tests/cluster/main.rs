@@ -5,9 +5,13 @@
 mod images;
 
 mod away;
+mod clocks;
+mod disks;
 mod faults;
 mod formation;
 mod guest;
 mod lab;
 mod members;
+mod restored;
+mod rolling;
 mod workers;

@@ -47,6 +47,14 @@ impl LocalHost for Host {
         Box::pin(async move { Ok(console) })
     }
 
+    fn vm_stats(&self, vm: VmId) -> BoxFuture<'static, Result<Vec<(&'static str, String)>, Refusal>> {
+        Box::pin(std::future::ready(Ok(vec![("running", "yes".to_owned()), ("pid", vm.to_string())])))
+    }
+
+    fn node_stats(&self) -> Result<Vec<(&'static str, String)>, Refusal> {
+        Ok(vec![("load", "0.10 0.20 0.30".to_owned())])
+    }
+
     fn status(&self) -> Vec<(String, String)> {
         vec![("hypervisor".to_owned(), "simulated".to_owned())]
     }

@@ -51,6 +51,32 @@ async fn a_spec_makes_a_twin() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_says_what_was_set_what_is_known_of_it_and_how_busy_it_is() {
+    let cluster = Cluster::new().await;
+    assert_eq!(cluster.read("nodes/alpha/spec").await, "labels='' memory-ratio=100% disk-ratio=100%\n");
+    cluster.write("nodes/alpha/ctl", "set labels=rack:3,ssd memory-ratio=150% cpu-ratio=400%").await.unwrap();
+    let spec = cluster.read("nodes/alpha/spec").await;
+    assert_eq!(spec, "labels=rack:3,ssd memory-ratio=150% cpu-ratio=400% disk-ratio=100%\n");
+    let json = || async { serde_json::from_str::<serde_json::Value>(&cluster.read("nodes/alpha/json").await).unwrap() };
+    let set = json().await;
+    assert_eq!((&set["name"], &set["state"], &set["schedule"]), (&"alpha".into(), &"up".into(), &"open".into()));
+    assert_eq!(
+        set["spec"],
+        serde_json::json!({
+            "labels": ["rack:3", "ssd"], "memory_ratio": 150, "cpu_ratio": 400, "disk_ratio": 100,
+        })
+    );
+    // What it says is what is to be written to have it so.
+    cluster.write("nodes/alpha/ctl", "set labels= memory-ratio=100% disk-ratio=300%").await.unwrap();
+    assert_eq!(json().await["spec"]["labels"], serde_json::json!([]));
+    cluster.write("nodes/alpha/ctl", &format!("set {spec}")).await.unwrap();
+    assert_eq!(cluster.read("nodes/alpha/spec").await, spec);
+    assert_eq!(cluster.read("nodes/alpha/stats").await, "load 0.10 0.20 0.30\n");
+    let vm = cluster.vm("image=tiny memory=64M").await;
+    assert_eq!(cluster.read(&format!("vms/{vm}/stats")).await, format!("running yes\npid {vm}\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn status_is_key_value_lines_and_json_says_the_same() {
     let cluster = Cluster::new().await;
     cluster.vm("name=web image=tiny cpus=2 memory=96M").await;

@@ -449,7 +449,20 @@ impl Actor {
         }
         (self.held, self.former) = (None, None);
         remove_record(&self.shared, self.id.0);
+        self.note_if_elsewhere();
         Ok(())
+    }
+
+    /// Was the VM begun on another node while this one could not be heard, or removed?
+    fn is_elsewhere(&self) -> bool {
+        self.shared.engine.state().vm(self.id).is_none_or(|vm| vm.node != Some(self.shared.options.node))
+    }
+
+    /// Says so when a machine has ended that was not this node's any more.
+    fn note_if_elsewhere(&self) {
+        if self.is_elsewhere() {
+            tracing::info!(vm = %self.id, "its machine has ended here, and the vm is another node's by now, or no more");
+        }
     }
 
     /// Writes down how the machine ended, since nobody can be asked when its process is gone.
@@ -483,6 +496,8 @@ impl Actor {
         let command = Command::VmReport { vm: self.id, generation, report };
         match self.shared.report(command).await {
             Ok(()) | Err(Refusal { code: Code::Stale | Code::NotFound, .. }) => Ok(()),
+            // Whoever stood still reports of what is another node's by now.
+            Err(Refusal { code: Code::Denied, .. }) if self.is_elsewhere() => Ok(()),
             Err(refusal) => Err(format!("a report was refused: {refusal}")),
         }
     }
@@ -578,6 +593,7 @@ impl Actor {
             if !self.surely_ended(Some(&held.instance.record()), Look::Known, stop).await? {
                 return Ok(());
             }
+            self.note_if_elsewhere();
         }
         if let Err(why) = remove(&self.shared, self.id.0).await {
             tracing::warn!(vm = %self.id, why, "of a vm that is no more, or not here");

@@ -74,6 +74,11 @@ impl Holder {
         term.ends_ns >= self.clock.now_ns().saturating_add(self.length_ms * MS / 2)
     }
 
+    /// What was acknowledged last; wakes at each renewal.
+    pub(super) fn renewals(&self) -> watch::Receiver<Term> {
+        self.term.subscribe()
+    }
+
     /// Returns when there is one.
     pub(super) async fn held(&self) {
         // It does not fail: the sender is our own.

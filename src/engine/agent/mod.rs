@@ -5,9 +5,12 @@
 //! - `actor.rs`: one VM: looks at what is desired and at what it sees, does one step, reports; `decide.rs`: which step, purely
 //! - `start.rs`: from a VM to a running machine: the list of what is acquired; `resources.rs`: giving it back
 //! - `holder.rs`: this node's own lease, which its fenced machines depend on; `lease.rs`: those of the others
+//! - `clock_offset.rs`: how far this host's time of day is from the leader's
+//! - `stats.rs`: what machines have used, and how busy the host is
 //! - `record.rs`, `images.rs`: what this host knows beside the log
 
 mod actor;
+mod clock_offset;
 mod decide;
 mod holder;
 mod images;
@@ -16,6 +19,7 @@ mod reconciler;
 mod record;
 mod resources;
 mod start;
+mod stats;
 pub mod supervisor;
 
 pub use resources::{Leftovers, Resource};
@@ -29,6 +33,7 @@ use super::hypervisor::{Capabilities, Console, Hypervisor, HypervisorError, Inst
 use super::state::{By, Command, NodeId, VmId};
 use crate::text::{Code, Refusal};
 use bytes::Bytes;
+use clock_offset::ClockOffset;
 use futures::future::BoxFuture;
 use holder::Holder;
 use reconciler::ActorOf;
@@ -39,6 +44,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// The first pause after a submission that could not be made; it doubles up to [`SUBMIT_PAUSE_MOST`].
 const SUBMIT_PAUSE_FIRST: Duration = Duration::from_millis(100);
@@ -121,6 +127,7 @@ struct Shared {
     records: Records,
     leftovers: Leftovers,
     lease: Arc<Holder>,
+    clock_offset: watch::Receiver<Option<ClockOffset>>,
     supervisor: WeakSupervisor,
     options: Options,
     /// The VMs that have, or had, an actor.
@@ -175,6 +182,7 @@ impl Agent {
         };
         // First of all: what runs here may depend on it.
         let lease = start_leases(&engine, &host, &supervisor, &options)?;
+        let clock_offset = start_clock_offset(&engine, &lease, &supervisor)?;
         let records = Records::open(&options.data).map_err(io(&options.data.join("vms")))?;
         let leftovers = Leftovers::open(&options.data).map_err(io(&options.data.join("leftovers")))?;
         let capabilities = hypervisor.probe(host.guest_ids(0)).await;
@@ -202,6 +210,7 @@ impl Agent {
             records,
             leftovers,
             lease,
+            clock_offset,
             supervisor: supervisor.downgrade(),
             options,
             actors: Mutex::default(),
@@ -253,6 +262,19 @@ fn start_leases(
     Ok(holder)
 }
 
+/// The measurement of this host's clock, at each renewal of its lease.
+fn start_clock_offset(
+    engine: &Engine,
+    lease: &Arc<Holder>,
+    supervisor: &Supervisor,
+) -> Result<watch::Receiver<Option<ClockOffset>>, AgentError> {
+    let (found, clock_offset) = watch::channel(None);
+    let (log, lease) = (engine.clone(), lease.clone());
+    let measure = move |stop| clock_offset::measure(log.clone(), lease.renewals(), found.clone(), stop);
+    supervisor.start("clock-offset", Policy::VITAL, measure).map_err(AgentError::Task)?;
+    Ok(clock_offset)
+}
+
 /// Makes the images of this host known, and those that are gone unknown. What is refused is the images' fault, told in a sentence
 /// each, and no reason not to serve.
 async fn register_images(engine: &Engine, node: NodeId, found: Vec<images::Found>) -> Vec<String> {
@@ -296,6 +318,15 @@ impl LocalHost for Agent {
         })
     }
 
+    fn vm_stats(&self, vm: VmId) -> BoxFuture<'static, Result<Vec<(&'static str, String)>, Refusal>> {
+        let shared = self.0.clone();
+        Box::pin(async move { stats::of_vm(&shared, vm).await })
+    }
+
+    fn node_stats(&self) -> Result<Vec<(&'static str, String)>, Refusal> {
+        stats::of_host(&self.0)
+    }
+
     fn status(&self) -> Vec<(String, String)> {
         let shared = &self.0;
         let mut lines: Vec<(String, String)> = Vec::new();
@@ -307,6 +338,10 @@ impl LocalHost for Agent {
         match shared.host.guest_uid_base {
             Some(base) => line("guest-uid", format!("{base} + number")),
             None => line("guest-uid", rustix::process::geteuid().as_raw().to_string()),
+        }
+        if let Some(offset) = *shared.clock_offset.borrow() {
+            line("clock-offset", offset.to_string());
+            offset.warning().into_iter().for_each(|warning| line("warning", warning));
         }
         line("machines", shared.instances().len().to_string());
         for missing in shared.capabilities.warnings.iter().chain(&shared.host.missing).chain(&shared.image_faults) {

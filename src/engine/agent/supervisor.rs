@@ -85,6 +85,9 @@ struct Shared {
     children: Mutex<BTreeMap<Arc<str>, Child>>,
     escalated: watch::Sender<Option<String>>,
     stop: CancellationToken,
+    /// Of all children but those that end last.
+    stop_first: CancellationToken,
+    last: &'static [&'static str],
 }
 
 /// A supervisor; a clone is the same one. Its children end with [`Supervisor::stop`], or with the last clone.
@@ -111,11 +114,14 @@ impl Default for Supervisor {
 impl Supervisor {
     /// One without children.
     pub fn new() -> Supervisor {
-        Supervisor(Arc::new(Shared {
-            children: Mutex::default(),
-            escalated: watch::Sender::new(None),
-            stop: CancellationToken::new(),
-        }))
+        Supervisor::with_last(&[])
+    }
+
+    /// One whose children of these names go on until [`Supervisor::stop`], since others need them to end well.
+    pub fn with_last(last: &'static [&'static str]) -> Supervisor {
+        let stop = CancellationToken::new();
+        let (stop_first, escalated) = (stop.child_token(), watch::Sender::new(None));
+        Supervisor(Arc::new(Shared { children: Mutex::default(), escalated, stop, stop_first, last }))
     }
 
     /// For those whose life is the supervisor's to end.
@@ -162,7 +168,8 @@ impl Supervisor {
         children.insert(name.clone(), child);
         // A weak reference: a task must not keep the supervisor that owns it.
         let keeper = Keeper { name: name.clone(), shared: Arc::downgrade(&self.0), policy };
-        let task = AbortOnDropHandle::new(tokio::spawn(keeper.run(start, given_up, self.0.stop.child_token())));
+        let stop = if self.0.last.contains(&&*name) { &self.0.stop } else { &self.0.stop_first };
+        let task = AbortOnDropHandle::new(tokio::spawn(keeper.run(start, given_up, stop.child_token())));
         if let Some(child) = children.get_mut(&name) {
             child.task = Some(task);
         }
@@ -217,9 +224,26 @@ impl Supervisor {
 
     /// Tells all children to end, at once, and waits for them, all within bounded time.
     pub async fn stop(&self) {
-        let deadline = Instant::now() + STOP_WITHIN;
         self.0.stop.cancel();
         let children = std::mem::take(&mut *self.children());
+        Supervisor::await_ends(children).await;
+    }
+
+    /// The same of all that don't end last; no others begin any more.
+    pub async fn stop_first(&self) {
+        self.0.stop_first.cancel();
+        let ending = {
+            let mut children = self.children();
+            let (last, ending) =
+                std::mem::take(&mut *children).into_iter().partition(|(name, _)| self.0.last.contains(&&**name));
+            *children = last;
+            ending
+        };
+        Supervisor::await_ends(ending).await;
+    }
+
+    async fn await_ends(children: BTreeMap<Arc<str>, Child>) {
+        let deadline = Instant::now() + STOP_WITHIN;
         for task in children.into_values().filter_map(|child| child.task) {
             // One that does not end in time is dropped, which aborts it.
             let _ = tokio::time::timeout_at(deadline, task).await;

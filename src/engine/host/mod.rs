@@ -8,6 +8,7 @@ pub mod command;
 pub mod deadline;
 pub mod disks;
 pub mod fence;
+pub mod figures;
 pub mod net;
 pub mod process;
 

@@ -54,7 +54,7 @@ pub fn parent(pid: u32) -> io::Result<Option<u32>> {
 }
 
 /// The fields of a stat file from the third on.
-fn fields(stat: &str) -> Option<std::str::SplitWhitespace<'_>> {
+pub(super) fn fields(stat: &str) -> Option<std::str::SplitWhitespace<'_>> {
     // The name, in parentheses, may hold anything; what follows the last ')' is plain.
     stat.rsplit_once(')').map(|(_, fields)| fields.split_whitespace())
 }

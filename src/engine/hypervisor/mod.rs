@@ -9,6 +9,7 @@ pub mod simulated;
 pub use qemu::Qemu;
 pub use simulated::Simulated;
 
+use crate::engine::host::figures::ProcessFigures;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
@@ -183,6 +184,28 @@ pub trait Hypervisor: Send + Sync + 'static {
     ) -> Result<Vec<(Record, PathBuf)>, HypervisorError>;
 }
 
+/// What a machine has used since it was started; what its hypervisor can't say is None.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MachineFigures {
+    /// Its process.
+    pub process: Option<ProcessFigures>,
+    /// Its disks, all together.
+    pub disks: Option<DiskFigures>,
+}
+
+/// What went from and to disks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DiskFigures {
+    /// Reads.
+    pub reads: u64,
+    /// Bytes that were read.
+    pub read_bytes: u64,
+    /// Writes.
+    pub writes: u64,
+    /// Bytes that were written.
+    pub written_bytes: u64,
+}
+
 /// One running machine. Dropping it does not end the machine.
 #[async_trait]
 pub trait Instance: Send + Sync + 'static {
@@ -207,6 +230,10 @@ pub trait Instance: Send + Sync + 'static {
     async fn guest_ready(&self) -> Result<(), HypervisorError>;
     /// Runs `command` by the guest's shell through the guest channel: (exit status, output, at most 64 KiB).
     async fn guest_run(&self, command: &str, deadline: Duration) -> Result<(i32, Vec<u8>), HypervisorError>;
+    /// What it has used.
+    async fn figures(&self) -> Result<MachineFigures, HypervisorError> {
+        Ok(MachineFigures::default())
+    }
     /// The serial console, live: bytes as they come, from now on, and what is written goes to the guest.
     async fn console(&self) -> Result<Console, HypervisorError>;
 }

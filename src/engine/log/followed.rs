@@ -219,6 +219,10 @@ impl Log for FollowedLog {
         None
     }
 
+    async fn leader_clock(&self) -> Result<Option<u64>, AppendError> {
+        self.ask(Forwarded::Relayed(Box::new(Forwarded::Clock))).await.map(Some)
+    }
+
     async fn newest(&self) -> Result<u64, AppendError> {
         self.ask(Forwarded::Relayed(Box::new(Forwarded::Newest))).await
     }

@@ -17,6 +17,19 @@ pub enum Forwarded {
     Newest,
     /// Of a machine that is not part of Raft: ask this of the node that leads, whoever that is.
     Relayed(Box<Forwarded>),
+    /// What the leader's clock shows.
+    Clock,
+}
+
+impl Forwarded {
+    /// Does it change nothing, so that an answer that is lost has done no harm?
+    pub fn is_read(&self) -> bool {
+        match self {
+            Forwarded::Newest | Forwarded::Clock => true,
+            Forwarded::Append(_) => false,
+            Forwarded::Relayed(question) => question.is_read(),
+        }
+    }
 }
 
 /// Records as sequences of bytes: without a copy on the way out.
@@ -46,6 +59,8 @@ pub enum Answered {
     Full(String),
     /// See [`AppendError::Unknown`].
     Unknown(String),
+    /// Milliseconds since the Unix epoch.
+    Clock(u64),
 }
 
 impl Answered {
@@ -56,7 +71,7 @@ impl Answered {
     pub(super) fn into_result(self) -> Result<u64, AppendError> {
         match self {
             Answered::Appended => Ok(0),
-            Answered::Newest(newest) => Ok(newest),
+            Answered::Newest(number) | Answered::Clock(number) => Ok(number),
             Answered::NotDone(why) => Err(AppendError::NotDone(why)),
             Answered::Full(why) => Err(AppendError::Full(why)),
             Answered::Unknown(why) => Err(AppendError::Unknown(why)),

@@ -7,7 +7,9 @@ pub mod hiqlite;
 pub mod memory;
 pub mod told;
 
-pub use self::hiqlite::{Addresses, Durability, HiqliteLog, Member, MemberChange, OpenOptions, Voters};
+pub use self::hiqlite::{
+    Addresses, DISK_RESERVE_BYTES, Durability, HiqliteLog, Member, MemberChange, OpenOptions, Room, Voters, check_room,
+};
 pub use committed::{Committed, Publisher};
 pub use followed::FollowedLog;
 pub use memory::MemoryLog;
@@ -147,6 +149,14 @@ pub trait Log: Send + Sync + 'static {
     /// The number of the newest record that was committed anywhere before the call (a linearizable read: the leader has made
     /// sure that it still leads).
     async fn newest(&self) -> Result<u64, AppendError>;
+    /// What the clock of the node that leads shows while it is asked, in milliseconds since the Unix epoch. None: nobody else leads.
+    async fn leader_clock(&self) -> Result<Option<u64>, AppendError> {
+        Ok(None)
+    }
+    /// Why nothing can be written through this node for want of room, in a sentence.
+    fn full(&self) -> Option<String> {
+        None
+    }
     /// How it is. Looks at what this node knows, and waits for nothing.
     fn health(&self) -> Health;
     /// Whether nobody but this node has a copy.

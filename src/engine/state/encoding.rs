@@ -48,8 +48,16 @@ impl Entry {
     /// # Errors
     /// Another format, or damaged.
     pub fn decode(bytes: &[u8]) -> Result<Entry, DecodeError> {
-        let format = bytes.first().copied().filter(|found| (ENTRY_FORMAT_MIN..=ENTRY_FORMAT).contains(found));
-        decode(of_format(bytes, format.unwrap_or(ENTRY_FORMAT))?)
+        Entry::decode_upto(bytes, ENTRY_FORMAT)
+    }
+
+    /// The same, for who reads nothing newer than this format.
+    ///
+    /// # Errors
+    /// Another format, or damaged.
+    pub fn decode_upto(bytes: &[u8], newest: u8) -> Result<Entry, DecodeError> {
+        let format = bytes.first().copied().filter(|found| (ENTRY_FORMAT_MIN..=newest).contains(found));
+        decode(of_format(bytes, format.unwrap_or(newest))?)
     }
 }
 

@@ -5,8 +5,11 @@ use super::console::ConsoleLine;
 use super::fence::FenceProcess;
 use super::launch::complaint;
 use super::monitor::{Event, Monitor};
+use crate::engine::host::figures::of_process;
 use crate::engine::host::process::Process;
-use crate::engine::hypervisor::{Console, Exit, HypervisorError, Instance, Record, Running};
+use crate::engine::hypervisor::{
+    Console, DiskFigures, Exit, HypervisorError, Instance, MachineFigures, Record, Running,
+};
 use async_trait::async_trait;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -71,6 +74,21 @@ impl QemuInstance {
 async fn status(monitor: &Monitor) -> Result<String, HypervisorError> {
     let said = monitor.execute("query-status").await?;
     Ok(said.get("status").and_then(serde_json::Value::as_str).unwrap_or_default().to_owned())
+}
+
+/// The sum of what QEMU says of each disk.
+fn disks(said: &serde_json::Value) -> DiskFigures {
+    let all = said.as_array().map(Vec::as_slice).unwrap_or_default();
+    let sum = |key: &str| {
+        let of = all.iter().filter_map(|disk| disk.get("stats")?.get(key)?.as_u64());
+        of.fold(0, u64::saturating_add)
+    };
+    DiskFigures {
+        reads: sum("rd_operations"),
+        read_bytes: sum("rd_bytes"),
+        writes: sum("wr_operations"),
+        written_bytes: sum("wr_bytes"),
+    }
 }
 
 /// What a machine came to that will never run again, though its process is there.
@@ -210,7 +228,27 @@ impl Instance for QemuInstance {
         self.channel.run(command, deadline).await
     }
 
+    async fn figures(&self) -> Result<MachineFigures, HypervisorError> {
+        let said = self.monitor.execute("query-blockstats").await?;
+        let process = of_process(self.record.pid).map_err(|error| HypervisorError::Transient(error.to_string()))?;
+        Ok(MachineFigures { process: Some(process.ok_or(HypervisorError::Gone)?), disks: Some(disks(&said)) })
+    }
+
     async fn console(&self) -> Result<Console, HypervisorError> {
         self.console.open()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_are_added_up() {
+        let disk = |bytes: u64| serde_json::json!({"device": "d", "stats": {"rd_bytes": bytes, "rd_operations": 2, "wr_bytes": 1, "wr_operations": 1}});
+        let said = serde_json::json!([disk(512), disk(1024), {"device": "empty"}]);
+        let expected = DiskFigures { reads: 4, read_bytes: 1536, writes: 2, written_bytes: 2 };
+        assert_eq!(disks(&said), expected);
+        assert_eq!(disks(&serde_json::json!({})), DiskFigures::default());
     }
 }

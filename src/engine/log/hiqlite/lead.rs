@@ -4,6 +4,7 @@
 //! minute when the leader is cut off. Ours is the appender's own, and is asked anew as soon as Raft has another leader.
 
 use super::{HiqliteLog, members, rows};
+use crate::clock::system_millis;
 use crate::engine::log::forward::{Answered, Forwarded, Whose};
 use crate::engine::log::{AppendError, Role};
 use std::sync::atomic::Ordering;
@@ -47,6 +48,9 @@ impl HiqliteLog {
         if health.role != Role::Leader {
             return Ok(Answered::NotDone("this node does not lead".to_owned()));
         }
+        if *question == Forwarded::Clock {
+            return own_clock().map(Answered::Clock);
+        }
         if self.led.swap(health.term, Ordering::SeqCst) != health.term {
             // hiqlite's client remembers who led; this is what makes it look.
             let noticed = self.client.wait_for_cluster_sync_timeout(NOTICE_WITHIN).await;
@@ -70,7 +74,9 @@ impl HiqliteLog {
                     Ok(Answered::Newest(newest))
                 }
             },
-            Forwarded::Relayed(_) => Ok(Answered::NotDone("this is asked of the leader itself".to_owned())),
+            Forwarded::Clock | Forwarded::Relayed(_) => {
+                Ok(Answered::NotDone("this is asked of the leader itself".to_owned()))
+            }
         }
     }
 
@@ -82,12 +88,29 @@ impl HiqliteLog {
                     self.ask_leader(Forwarded::Append(records), Whose::Relayed).await.map(|_| Answered::Appended)
                 }
                 Forwarded::Newest => self.newest_shared().await.map(Answered::Newest),
+                Forwarded::Clock => match self.other_clock().await {
+                    Ok(None) => own_clock().map(Answered::Clock),
+                    Ok(Some(millis)) => Ok(Answered::Clock(millis)),
+                    Err(error) => Err(error),
+                },
                 // It would be carried round and round.
                 Forwarded::Relayed(_) => Ok(Answered::NotDone("a question is relayed once".to_owned())),
             },
             question => self.answer(&question).await,
         };
         answer.unwrap_or_else(Answered::from)
+    }
+
+    /// The leader's clock, if that is another node. Asked once: a measurement that took long is of no use.
+    pub(super) async fn other_clock(&self) -> Result<Option<u64>, AppendError> {
+        let no_leader = || AppendError::NotDone("no quorum: there is no leader".to_owned());
+        let leader = members::health(&self.client).leader.ok_or_else(no_leader)?;
+        match &self.forward {
+            Some(forward) if leader != self.raft => {
+                forward.forward(leader, &Forwarded::Clock, Whose::Own).await.and_then(Answered::into_result).map(Some)
+            }
+            _ => Ok(None),
+        }
     }
 
     /// One question for all who come while one is on its way: theirs must begin after they came.
@@ -104,4 +127,8 @@ impl HiqliteLog {
         *last = (number, read.clone());
         read
     }
+}
+
+fn own_clock() -> Result<u64, AppendError> {
+    system_millis().map_err(|error| AppendError::NotDone(error.to_string()))
 }

@@ -16,7 +16,7 @@ mod space;
 mod start;
 
 pub use members::{Addresses, Member, MemberChange, Voters};
-pub use space::DISK_RESERVE_BYTES;
+pub use space::{DISK_LEAST_BYTES, DISK_RESERVE_BYTES, Room, check as check_room};
 
 use super::committed::{self, Committed, WAITING_MAX};
 use super::forward::{Forward, Forwarded, Whose};
@@ -208,6 +208,11 @@ impl HiqliteLog {
         }
     }
 
+    /// How much room there is for it.
+    pub fn room(&self) -> Room {
+        Room::of(&self.folder, self.disk_reserve_bytes)
+    }
+
     fn check_space(&self) -> Result<(), AppendError> {
         space::check(&self.folder, self.disk_reserve_bytes).map_err(AppendError::Full)
     }
@@ -373,6 +378,14 @@ impl Log for HiqliteLog {
 
     async fn newest(&self) -> Result<u64, AppendError> {
         self.newest_shared().await
+    }
+
+    async fn leader_clock(&self) -> Result<Option<u64>, AppendError> {
+        self.other_clock().await
+    }
+
+    fn full(&self) -> Option<String> {
+        self.room().want()
     }
 
     fn health(&self) -> Health {
