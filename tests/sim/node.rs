@@ -2,7 +2,7 @@
 //! end of the runtime: whatever waits in it is dropped where it stands.
 
 use crate::clients::Worker;
-use crate::machines::HostMachines;
+use crate::hypervisor::HostMachines;
 use crate::simlog::SimLog;
 use crate::tree::Client;
 use crate::world::World;
@@ -294,7 +294,7 @@ async fn serve(
         data: folder.to_owned(),
         images: folder.parent().map(|above| above.join("images")).unwrap_or_default(),
         memory_bytes: None,
-        cpus: None,
+        cpus: Some(8),
         lease: lease::Options { length_ms: 10_000, drift_percent: 1, grace_ms: 2_000 },
         set_trace_level: Arc::new(|_| Ok(())),
         invite: Arc::new(|| Err(Refusal::fault("nobody joins here"))),

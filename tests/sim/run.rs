@@ -5,7 +5,7 @@ use crate::faults::Faults;
 use crate::node::{End, Node, name_of};
 use crate::world::World;
 use blixard::engine::state::{
-    Actual, By, Command, Conditions, ENTRY_FORMAT, NodeRole, NodeVerb, Reply, Schedule, Vm, VmSpec,
+    Actual, By, Command, Conditions, ENTRY_FORMAT, NodeRole, NodeVerb, Reply, Schedule, VmSpec,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -34,6 +34,12 @@ pub struct Counts {
     pub expiries: u64,
     pub entries: u64,
     pub launches: u64,
+    /// Generations that were placed, each of which was looked at.
+    pub placed: u64,
+    /// VMs that drains have begun to move.
+    pub moves: u64,
+    /// Machines that fences have ended.
+    pub fenced: u64,
     pub simulated_ms: u64,
 }
 
@@ -45,6 +51,9 @@ impl Counts {
         self.expiries += more.expiries;
         self.entries += more.entries;
         self.launches += more.launches;
+        self.placed += more.placed;
+        self.moves += more.moves;
+        self.fenced += more.fenced;
         self.simulated_ms += more.simulated_ms;
     }
 }
@@ -148,6 +157,11 @@ impl Simulation {
     pub fn stop(&mut self, index: usize, lasts_ms: u64) {
         self.nodes[index].stopped_until = self.world.now() + lasts_ms;
         self.world.raft().members[index].stopped = self.nodes[index].is_up();
+    }
+
+    pub fn hang(&mut self, index: usize, lasts_ms: u64) {
+        self.stop(index, lasts_ms);
+        self.world.machines().hang(&self.world, index, lasts_ms);
     }
 
     pub fn lose_store(&mut self, index: usize, away_ms: u64) {
@@ -258,8 +272,13 @@ impl Simulation {
                 return Some(format!("node {} is not taken for there", index + 1));
             }
         }
-        if let Some(vm) = state.vms().find(|vm| !vm.settled() && !waits_for_room(vm)) {
+        if let Some(vm) = state.vms().find(|vm| !vm.settled() && vm.actual != Actual::Waiting) {
             return Some(format!("vm {} is {} and is to be {}: {:?}", vm.id, vm.actual, vm.desired, vm.error));
+        }
+        for vm in state.vms().filter(|vm| vm.actual == Actual::Waiting) {
+            if let Some(node) = reference.placements.would_do(state, vm) {
+                return Some(format!("vm {} waits, and node {} would do: {:?}", vm.id, node.id, vm.why));
+            }
         }
         let should = |actual: Actual| matches!(actual, Actual::Running | Actual::Paused);
         let wanted: BTreeSet<_> = state
@@ -323,11 +342,6 @@ impl Simulation {
     }
 }
 
-/// Its disk is on a node that has no room for it: only when others there end, it can begin.
-fn waits_for_room(vm: &Vm) -> bool {
-    vm.actual == Actual::Waiting && !vm.is_free()
-}
-
 /// Runs a seed to its end, in this process: it is deterministic only if nothing else was done in it before.
 pub fn run(seed: u64, folder: &Path, printed: bool) -> Report {
     let nodes = [3, 3, 3, 5, 5, 7][(seed % 6) as usize];
@@ -339,7 +353,7 @@ pub fn run(seed: u64, folder: &Path, printed: bool) -> Report {
     for panic in PANICS.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
         world.violation(panic);
     }
-    let (history, reference) = (world.history(), world.reference());
+    let (history, reference, machines) = (world.history(), world.reference(), world.machines());
     Report {
         hash: world.trace_hash(),
         counts: Counts {
@@ -348,7 +362,10 @@ pub fn run(seed: u64, folder: &Path, printed: bool) -> Report {
             faults: world.faults.load(Ordering::Relaxed),
             expiries: reference.expiries,
             entries: reference.seq(),
-            launches: world.machines().launches,
+            launches: machines.launches,
+            placed: reference.placements.begun,
+            moves: reference.placements.moves,
+            fenced: machines.fenced,
             simulated_ms: world.now(),
         },
         violations: world.violations(),

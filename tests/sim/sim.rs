@@ -6,10 +6,12 @@ mod clocks;
 mod driver;
 mod faults;
 mod history;
+mod hypervisor;
 mod linear;
 mod machines;
 mod network;
 mod node;
+mod placed;
 mod raft;
 mod random;
 mod reference;
@@ -17,6 +19,7 @@ mod run;
 mod simlog;
 mod store;
 mod tree;
+mod wishes;
 mod world;
 
 use blixard::mutants::{Mutant, plant};
@@ -138,6 +141,9 @@ fn print_report(seed: u64, report: &Report) {
     println!("expiries {}", report.counts.expiries);
     println!("entries {}", report.counts.entries);
     println!("machines-started {}", report.counts.launches);
+    println!("placed {}", report.counts.placed);
+    println!("moves {}", report.counts.moves);
+    println!("fenced {}", report.counts.fenced);
     println!("simulated-seconds {}", report.counts.simulated_ms / 1_000);
     for violation in &report.violations {
         println!("violation {violation}");
@@ -146,7 +152,7 @@ fn print_report(seed: u64, report: &Report) {
 
 fn print_sum(sum: &Sum, took: Duration) {
     println!(
-        "{} seeds in {} s, {} of them count: {} commands, {} reads, {} faults, {} expiries, {} entries, {} machines started, {} simulated hours",
+        "{} seeds in {} s, {} of them count: {} commands, {} reads, {} faults, {} expiries, {} entries, {} machines started, {} placed, {} moved by drains, {} fenced, {} simulated hours",
         sum.run,
         took.as_secs(),
         sum.counted,
@@ -156,6 +162,9 @@ fn print_sum(sum: &Sum, took: Duration) {
         sum.counts.expiries,
         sum.counts.entries,
         sum.counts.launches,
+        sum.counts.placed,
+        sum.counts.moves,
+        sum.counts.fenced,
         sum.counts.simulated_ms / 3_600_000
     );
     for (seed, violation) in &sum.failed {
