@@ -1,6 +1,6 @@
 //! The hypervisor and the processes of one host, as its agent has them: they fail, hang and lie as the host is in the mood for.
 
-use crate::machines::{MEMORY_BYTES, Simulation, boot_id, power_off};
+use crate::machines::{Simulation, boot_id, power_off};
 use crate::world::World;
 use async_trait::async_trait;
 use blixard::engine::host::{HostError, Processes};
@@ -107,7 +107,7 @@ impl Hypervisor for HostMachines {
             version: "simulated".to_owned(),
             accelerator: "simulated".to_owned(),
             warnings: Vec::new(),
-            memory_bytes: MEMORY_BYTES,
+            memory_bytes: self.world.plan.memory_bytes,
         }
     }
 

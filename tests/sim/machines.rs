@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::watch;
 
-/// Memory of a host, in bytes: room for some machines, not for all.
+/// Memory of a host in bytes, as a rule: room for some machines, not for all.
 pub const MEMORY_BYTES: u64 = 2 << 30;
 
 /// What becomes of calls on a host, in hundredths: the rest is as it should be.
@@ -116,6 +116,11 @@ impl Machines {
 
     pub fn mood(&self, host: usize) -> Mood {
         self.moods.get(&host).copied().unwrap_or_default()
+    }
+
+    /// The host where a process of this VM is.
+    pub fn of(&self, vm: u64) -> Option<usize> {
+        self.all.values().find(|machine| machine.vm == vm).map(|machine| machine.host)
     }
 
     pub fn set_mood(&mut self, host: usize, mood: Mood) {

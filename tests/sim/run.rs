@@ -78,7 +78,7 @@ pub struct Simulation {
 type Failed = Box<dyn std::error::Error>;
 
 impl Simulation {
-    fn new(world: &Arc<World>, folder: &Path) -> Result<Simulation, Failed> {
+    pub fn new(world: &Arc<World>, folder: &Path) -> Result<Simulation, Failed> {
         let tiny = folder.join("images/tiny");
         std::fs::create_dir_all(&tiny)?;
         std::fs::write(tiny.join("image.toml"), "kernel = \"kernel\"\ninitrd = \"initrd\"\n")?;
@@ -90,7 +90,7 @@ impl Simulation {
     }
 
     /// All go on by so many milliseconds of the world's time.
-    fn pass(&mut self, dt_ms: u64) -> Result<(), Failed> {
+    pub fn pass(&mut self, dt_ms: u64) -> Result<(), Failed> {
         let now = self.world.now() + dt_ms;
         self.world.set_now(now);
         let world = self.world.clone();
@@ -201,7 +201,7 @@ impl Simulation {
     }
 
     /// One node after the other becomes a member and is up.
-    fn form(&mut self) -> Result<(), Failed> {
+    pub fn form(&mut self) -> Result<(), Failed> {
         let root = By::User("root".to_owned());
         for index in 0..self.world.nodes {
             let name = name_of(index);

@@ -15,7 +15,9 @@ mod placed;
 mod raft;
 mod random;
 mod reference;
+mod reporters;
 mod run;
+mod scale;
 mod simlog;
 mod store;
 mod tree;
@@ -57,6 +59,9 @@ struct Arguments {
     /// Plants each of them, and fails if one is not found.
     #[arg(long)]
     mutants: bool,
+    /// A large cluster, on one bad day: voters=5,workers=200,vms=100000.
+    #[arg(long)]
+    scale: Option<scale::Size>,
     /// For the driver of many seeds.
     #[arg(long, hide = true)]
     one: bool,
@@ -84,6 +89,11 @@ fn act(arguments: &Arguments) -> Result<bool, Failed> {
             println!("{name:<20} {what}");
         }
         return Ok(true);
+    }
+    if let Some(size) = arguments.scale {
+        random::fix_entropy(1);
+        let folder = tempfile::tempdir()?;
+        return scale::run(size, folder.path());
     }
     if let Some(seed) = arguments.seed {
         return one(seed, mutant, arguments);

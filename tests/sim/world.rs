@@ -1,7 +1,7 @@
 //! What all nodes of a simulation share: time, chance, the log, the hosts, and what has been seen.
 
 use crate::history::History;
-use crate::machines::Machines;
+use crate::machines::{MEMORY_BYTES, Machines};
 use crate::raft::Raft;
 use crate::random::Random;
 use crate::reference::Reference;
@@ -25,9 +25,19 @@ pub struct Host {
     pub reboots: AtomicU64,
 }
 
+/// How large it is.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    /// Memory of a host, in bytes.
+    pub memory_bytes: u64,
+    /// So large that not every entry can be looked at: nobody works but whoever runs it, and nothing goes wrong by itself.
+    pub is_large: bool,
+}
+
 /// See the module.
 pub struct World {
     pub nodes: usize,
+    pub plan: Plan,
     now_ms: AtomicU64,
     random: Mutex<Random>,
     raft: Mutex<Raft>,
@@ -53,11 +63,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl World {
     pub fn new(seed: u64, nodes: usize, printed: bool) -> Arc<World> {
+        World::with(seed, nodes, printed, Plan { memory_bytes: MEMORY_BYTES, is_large: false })
+    }
+
+    pub fn with(seed: u64, nodes: usize, printed: bool, plan: Plan) -> Arc<World> {
         let mut random = Random::new(seed);
         let raft = Raft::new(nodes, random.between(30, 400) as usize);
         let host = |_| Host { wall_ms: AtomicU64::new(BEGIN_MS), ..Host::default() };
         Arc::new(World {
             nodes,
+            plan,
             now_ms: AtomicU64::new(0),
             random: Mutex::new(random),
             raft: Mutex::new(raft),
