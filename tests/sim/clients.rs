@@ -2,7 +2,6 @@
 
 use crate::history::{Begun, Told};
 use crate::linear::Act;
-use crate::node::name_of;
 use crate::tree::Client;
 use crate::wishes;
 use crate::world::World;
@@ -162,7 +161,7 @@ impl Worker {
         let key = if keyed { format!(" id=k{token}") } else { String::new() };
         let disk = if self.world.random().percent(25) { " disk=1M" } else { "" };
         let (memory, wishes) = {
-            let nodes: Vec<String> = (0..self.world.nodes).map(name_of).collect();
+            let nodes: Vec<String> = (0..self.world.nodes).map(|index| self.world.name_of(index)).collect();
             let mut random = self.world.random();
             (wishes::memory(&mut random), wishes::of_new(&mut random, &nodes))
         };
@@ -214,7 +213,7 @@ impl Worker {
             let mut random = self.world.random();
             let verbs =
                 ["drain", "drain", "cordon", "undrain", "undrain", "demote", "promote", "promote", "set", "set", "set"];
-            let node = name_of(random.index(self.world.nodes));
+            let node = self.world.name_of(random.index(self.world.nodes));
             match random.pick(&verbs).copied().unwrap_or_default() {
                 "set" => (node, wishes::of_node(&mut random)),
                 verb => (node, verb.to_owned()),

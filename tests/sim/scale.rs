@@ -69,7 +69,7 @@ fn memory_mib(key: &str) -> u64 {
 pub fn run(size: Size, folder: &Path) -> Result<bool, Failed> {
     let per_node = (size.vms / (size.voters + size.workers) + 1) as u64;
     let plan = Plan { memory_bytes: (2 * per_node + 8) * VM_BYTES, is_large: true };
-    let world = World::with(1, size.voters, false, plan);
+    let world = World::with(1, [size.voters, 0, 0], false, plan);
     let mut simulation = Simulation::new(&world, folder)?;
     simulation.form()?;
     let mut large = Large { simulation, workers: Reporters::default(), began: Instant::now() };

@@ -19,8 +19,10 @@ mod reporters;
 mod run;
 mod scale;
 mod simlog;
+mod steward;
 mod store;
 mod tree;
+mod upstream;
 mod wishes;
 mod world;
 
@@ -154,6 +156,9 @@ fn print_report(seed: u64, report: &Report) {
     println!("placed {}", report.counts.placed);
     println!("moves {}", report.counts.moves);
     println!("fenced {}", report.counts.fenced);
+    println!("joined {}", report.counts.joined);
+    println!("gone {}", report.counts.gone);
+    println!("turned {}", report.counts.turned);
     println!("simulated-seconds {}", report.counts.simulated_ms / 1_000);
     for violation in &report.violations {
         println!("violation {violation}");
@@ -162,7 +167,7 @@ fn print_report(seed: u64, report: &Report) {
 
 fn print_sum(sum: &Sum, took: Duration) {
     println!(
-        "{} seeds in {} s, {} of them count: {} commands, {} reads, {} faults, {} expiries, {} entries, {} machines started, {} placed, {} moved by drains, {} fenced, {} simulated hours",
+        "{} seeds in {} s, {} of them count: {} commands, {} reads, {} faults, {} expiries, {} entries, {} machines started, {} placed, {} moved by drains, {} fenced, {} nodes joined later, {} went, {} times a worker turned, {} simulated hours",
         sum.run,
         took.as_secs(),
         sum.counted,
@@ -175,6 +180,9 @@ fn print_sum(sum: &Sum, took: Duration) {
         sum.counts.placed,
         sum.counts.moves,
         sum.counts.fenced,
+        sum.counts.joined,
+        sum.counts.gone,
+        sum.counts.turned,
         sum.counts.simulated_ms / 3_600_000
     );
     for (seed, violation) in &sum.failed {
