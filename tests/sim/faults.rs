@@ -140,7 +140,7 @@ impl Faults {
         match how {
             0 => simulation.kill(node, lasts),
             1 => simulation.stop(node, lasts),
-            2 | 3 => simulation.hang(node, lasts),
+            2..=4 => simulation.hang(node, lasts),
             _ => {
                 world.raft().network.leave(node);
                 self.relieve(world.now() + lasts, Relief::Away(node));

@@ -80,7 +80,7 @@ pub struct Machines {
 }
 
 /// How late a fence may come to look, after its host stood still, in milliseconds.
-const LOOKS_LATE_MS: u64 = 500;
+const LOOKS_LATE_MS: u64 = 400;
 
 impl Machines {
     /// A process by itself, in (host, vm, generation).
