@@ -43,6 +43,12 @@ mutants! {
     VersionUnchecked "version-unchecked" "version= is taken for a wish"
     StayMoved "stay-moved" "of a lost node all VMs are begun elsewhere, whether it is sure to have ended them or not"
     PromiseKept "promise-kept" "memory stays promised to what does not run"
+    ApartIgnored "apart-ignored" "placement does not ask for anti-affinity"
+    PromiseLate "promise-late" "what is being started, or is to be moved somewhere, takes no room there yet"
+    DrainGoesOn "drain-goes-on" "a drain that was cancelled moves on"
+    FenceEarly "fence-early" "fences are told of a renewal when it is sent, and not when it is acknowledged"
+    FenceDeaf "fence-deaf" "a deadline that is over ends no machine"
+    TenureKept "tenure-kept" "a lease that was over goes on as if it had not been"
 }
 
 #[cfg(feature = "mutants")]

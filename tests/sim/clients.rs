@@ -2,8 +2,8 @@
 
 use crate::history::{Begun, Told};
 use crate::linear::Act;
-use crate::node::name_of;
 use crate::tree::Client;
+use crate::wishes;
 use crate::world::World;
 use blixard::text::{Code, Refusal, duration};
 use std::collections::BTreeMap;
@@ -36,7 +36,7 @@ impl Worker {
     /// Until its node ends.
     pub async fn work(mut self) {
         loop {
-            let pause = self.world.random().between(5, 400);
+            let pause = self.world.random().between(5, 330);
             tokio::time::sleep(Duration::from_millis(pause)).await;
             if !self.world.busy.load(Ordering::Relaxed) {
                 continue;
@@ -49,8 +49,8 @@ impl Worker {
                 52..60 => self.read_register(false).await,
                 60..70 => self.new_machine().await,
                 70..74 => self.write_again().await,
-                74..95 => self.tell_machine().await,
-                95..98 => self.tell_node().await,
+                74..93 => self.tell_machine().await,
+                93..98 => self.tell_node().await,
                 _ => drop(self.tree.read("vms/list").await),
             }
         }
@@ -160,7 +160,12 @@ impl Worker {
         };
         let key = if keyed { format!(" id=k{token}") } else { String::new() };
         let disk = if self.world.random().percent(25) { " disk=1M" } else { "" };
-        let text = format!("image=tiny memory=512M restart={restart} ha={ha}{disk} grace={token}ms{key}");
+        let (memory, wishes) = {
+            let nodes: Vec<String> = (0..self.world.nodes).map(|index| self.world.name_of(index)).collect();
+            let mut random = self.world.random();
+            (wishes::memory(&mut random), wishes::of_new(&mut random, &nodes))
+        };
+        let text = format!("image=tiny memory={memory} restart={restart} ha={ha}{disk}{wishes} grace={token}ms{key}");
         self.world.history().submit(token, format!("vms/new {text}"), keyed);
         let answer = self.tree.ask("vms/new", &text).await.map(drop);
         let told = told(&answer, Told::Done);
@@ -190,8 +195,11 @@ impl Worker {
         let (machine, verb) = {
             let mut random = self.world.random();
             let Some(machine) = random.pick(&machines).copied() else { return };
-            let verbs = ["start", "start", "start", "stop", "kill", "restart", "pause", "resume", "delete"];
-            (machine, random.pick(&verbs).copied().unwrap_or_default())
+            let verbs = ["start", "start", "start", "stop", "kill", "restart", "pause", "resume", "delete", "set"];
+            match random.pick(&verbs).copied().unwrap_or_default() {
+                "set" => (machine, wishes::of_machine(&mut random)),
+                verb => (machine, verb.to_owned()),
+            }
         };
         let token = self.world.history().token();
         self.world.history().submit(token, format!("vms/{machine} {verb}"), true);
@@ -203,9 +211,14 @@ impl Worker {
     async fn tell_node(&mut self) {
         let (node, verb) = {
             let mut random = self.world.random();
-            let verbs = ["drain", "cordon", "undrain", "undrain", "demote", "promote", "promote"];
-            (name_of(random.index(self.world.nodes)), random.pick(&verbs).copied().unwrap_or_default())
+            let verbs =
+                ["drain", "drain", "cordon", "undrain", "undrain", "demote", "promote", "promote", "set", "set", "set"];
+            let node = self.world.name_of(random.index(self.world.nodes));
+            match random.pick(&verbs).copied().unwrap_or_default() {
+                "set" => (node, wishes::of_node(&mut random)),
+                verb => (node, verb.to_owned()),
+            }
         };
-        let _ = self.tree.write(&format!("nodes/{node}/ctl"), verb).await;
+        let _ = self.tree.write(&format!("nodes/{node}/ctl"), &verb).await;
     }
 }

@@ -15,7 +15,7 @@ const EXPIRIES_LEAST: u64 = 1;
 /// Every so many seeds one is run twice, and must come to the same.
 const TWICE_EVERY: u64 = 20;
 /// Seeds within which each planted fault has to be found.
-pub const MUTANT_SEEDS: u64 = 60;
+pub const MUTANT_SEEDS: u64 = 80;
 /// Seeds that have found something once: they come first. One a line, and what it was.
 const REGRESSIONS: &str = include_str!("regressions.txt");
 

@@ -15,6 +15,8 @@ enum Kind {
     Reboot,
     /// A process is stopped, and goes on as if nothing had been.
     Stop,
+    /// The same, and all that runs on its host with it.
+    Hang,
     /// Some nodes do not hear the others.
     Split,
     /// One direction between two nodes is cut.
@@ -45,6 +47,7 @@ const KINDS: &[Kind] = &[
     Kind::CrashMidway,
     Kind::Reboot,
     Kind::Stop,
+    Kind::Hang,
     Kind::Split,
     Kind::OneWay,
     Kind::LoneLeader,
@@ -128,12 +131,16 @@ impl Faults {
         let world = simulation.world.clone();
         let (how, node, lasts) = {
             let mut random = world.random();
-            (random.below(3), random.index(world.nodes), random.between(19_000, 26_000))
+            (random.below(6), random.index(world.nodes), random.between(19_000, 26_000))
         };
+        // Mostly one that others have something to begin of.
+        let fullest = world.machines().most_fenced().filter(|_| world.random().percent(70));
+        let node = fullest.unwrap_or(node);
         world.fault(format_args!("node {} is away for {lasts} ms, in way {how}", node + 1));
         match how {
             0 => simulation.kill(node, lasts),
             1 => simulation.stop(node, lasts),
+            2..=4 => simulation.hang(node, lasts),
             _ => {
                 world.raft().network.leave(node);
                 self.relieve(world.now() + lasts, Relief::Away(node));
@@ -149,6 +156,7 @@ impl Faults {
             Kind::CrashMidway => simulation.kill_midway(node, lasts),
             Kind::Reboot => simulation.power_fails(node, lasts),
             Kind::Stop => simulation.stop(node, lasts),
+            Kind::Hang => simulation.hang(node, 2 * lasts),
             Kind::LoseStore => simulation.lose_store(node, lasts),
             Kind::NewLeader => world.raft().change_leader(&world),
             Kind::Lag => world.raft().members[node].lags_until = world.now() + lasts,

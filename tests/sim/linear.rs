@@ -7,6 +7,8 @@ use std::collections::HashSet;
 
 /// More than any history of one register has.
 pub const OPERATIONS_MAX: usize = 128;
+/// A search that has tried so many states is given up: nothing is said of that history.
+const TRIED_MAX: usize = 2_000_000;
 
 /// What was done, and seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,10 +52,19 @@ pub fn is_linearizable(begins: Register, history: &[Operation]) -> bool {
     assert!(history.len() <= OPERATIONS_MAX, "a history that is too long is not looked at");
     let certain: u128 = history.iter().enumerate().filter(|(_, op)| op.returned.is_some()).map(|(at, _)| 1 << at).sum();
     let (mut tried, mut stack) = (HashSet::new(), vec![(0_u128, begins)]);
+    // Writes of unknown outcome that nobody has seen differ in nothing but when they were called.
+    let is_seen = |value: u64| history.iter().any(|op| matches!(op.act, Act::Read(seen, _) if seen == value));
+    let unseen: u128 = (0..history.len())
+        .filter(|at| {
+            history[*at].returned.is_none() && matches!(history[*at].act, Act::Write(value) if !is_seen(value))
+        })
+        .map(|at| 1 << at)
+        .sum();
     while let Some((done, register)) = stack.pop() {
-        if done & certain == certain {
+        if done & certain == certain || tried.len() > TRIED_MAX {
             return true;
         }
+        let first_unseen = (unseen & !done).trailing_zeros() as usize;
         // Whatever returned before another one was called comes before it.
         let open = |at: &usize| done & (1 << at) == 0;
         let first_return = (0..history.len()).filter(open).filter_map(|at| history[at].returned).min();
@@ -61,7 +72,12 @@ pub fn is_linearizable(begins: Register, history: &[Operation]) -> bool {
             if first_return.is_some_and(|first| history[at].called > first) {
                 continue;
             }
+            if unseen & (1 << at) != 0 && at != first_unseen {
+                continue;
+            }
             if let Some(next) = after(register, &history[at])
+                // What may never have been done need not be done without effect.
+                && (next != register || history[at].returned.is_some())
                 && tried.insert((done | 1 << at, next))
             {
                 stack.push((done | 1 << at, next));

@@ -1,24 +1,20 @@
-//! The machines of all hosts, whether anybody looks after them or not; and the hypervisor by which one host's agent does.
+//! The machines of all hosts, whether anybody looks after them or not.
 //!
 //! Here it is known what runs, whatever is reported: two processes of one VM, anywhere, at once, are a violation; so are two processes with
 //! one address.
 
 use crate::world::World;
-use async_trait::async_trait;
+use blixard::engine::host::BootClock;
 use blixard::engine::host::deadline::{allows, note_fenced, open, read};
-use blixard::engine::host::{BootClock, HostError, Processes};
-use blixard::engine::hypervisor::{
-    Capabilities, Console, Exit, Fence, Hypervisor, HypervisorError, Instance, Machine, Record, Running, Spawned,
-};
+use blixard::engine::hypervisor::{Exit, Fence, Machine, Record};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::watch;
 
-/// Memory of a host, in bytes: room for some machines, not for all.
+/// Memory of a host in bytes, as a rule: room for some machines, not for all.
 pub const MEMORY_BYTES: u64 = 2 << 30;
 
 /// What becomes of calls on a host, in hundredths: the rest is as it should be.
@@ -38,24 +34,25 @@ pub struct Mood {
 
 /// How a machine is.
 #[derive(Debug, Clone, Default)]
-struct Is {
-    exit: Option<Exit>,
-    paused: bool,
+pub struct Is {
+    pub exit: Option<Exit>,
+    pub paused: bool,
     /// There is no process any more.
-    gone: bool,
+    pub gone: bool,
 }
 
-struct Simulation {
-    host: usize,
+/// The process of a machine.
+pub struct Simulation {
+    pub host: usize,
     vm: u64,
     generation: u64,
-    run_dir: PathBuf,
+    pub run_dir: PathBuf,
     addresses: Vec<IpAddr>,
-    record: Record,
-    is: watch::Sender<Is>,
-    ready_at: u64,
+    pub record: Record,
+    pub is: watch::Sender<Is>,
+    pub ready_at: u64,
     /// It ignores the power button.
-    deaf: bool,
+    pub deaf: bool,
     /// It ends when its host's lease does.
     fence: Option<Fence>,
     /// When its fence looks at the deadline again, by the host's boot-time clock.
@@ -63,7 +60,7 @@ struct Simulation {
 }
 
 impl Simulation {
-    fn there(&self) -> bool {
+    pub fn there(&self) -> bool {
         !self.is.borrow().gone
     }
 }
@@ -78,7 +75,12 @@ pub struct Machines {
     pub launches: u64,
     /// Machines that a fence has ended.
     pub fenced: u64,
+    /// Hosts that stand still as a whole: nothing of theirs runs before.
+    hung: BTreeMap<usize, u64>,
 }
+
+/// How late a fence may come to look, after its host stood still, in milliseconds.
+const LOOKS_LATE_MS: u64 = 400;
 
 impl Machines {
     /// A process by itself, in (host, vm, generation).
@@ -92,19 +94,57 @@ impl Machines {
         self.all.values().filter(|machine| machine.there() && machine.is.borrow().exit.is_some()).count()
     }
 
+    /// The host with the most machines that have a fence.
+    pub fn most_fenced(&self) -> Option<usize> {
+        let mut count: BTreeMap<usize, usize> = BTreeMap::new();
+        self.all
+            .values()
+            .filter(|machine| machine.fence.is_some())
+            .for_each(|m| *count.entry(m.host).or_default() += 1);
+        count.into_iter().max_by_key(|(_, machines)| *machines).map(|(host, _)| host)
+    }
+
+    /// The process of this number on a host.
+    pub fn process(&self, host: usize, pid: u32) -> Option<Arc<Simulation>> {
+        self.all.get(&pid).filter(|machine| machine.host == host).cloned()
+    }
+
+    /// A process is killed: it will be gone then.
+    pub fn kill_at(&mut self, at: u64, pid: u32) {
+        self.dying.insert((at, pid), ());
+    }
+
+    pub fn mood(&self, host: usize) -> Mood {
+        self.moods.get(&host).copied().unwrap_or_default()
+    }
+
+    /// The host where a process of this VM is.
+    pub fn of(&self, vm: u64) -> Option<usize> {
+        self.all.values().find(|machine| machine.vm == vm).map(|machine| machine.host)
+    }
+
     pub fn set_mood(&mut self, host: usize, mood: Mood) {
         self.moods.insert(host, mood);
     }
 
     pub fn heal(&mut self) {
         self.moods.clear();
+        self.hung.clear();
+    }
+
+    /// The host stands still, with its fences and all that they look after.
+    pub fn hang(&mut self, world: &World, host: usize, lasts_ms: u64) {
+        let late = world.random().below(LOOKS_LATE_MS);
+        self.hung.insert(host, world.now() + lasts_ms + late);
     }
 
     /// What was killed some time ago is gone; so is what its fence ends, whether anybody looks after it or not.
     pub fn step(&mut self, world: &World) {
-        let fenced: Vec<Arc<Simulation>> = self.all.values().filter(|m| m.fence.is_some()).cloned().collect();
-        fenced.iter().for_each(|machine| self.look_at_deadline(world, machine));
         let now = world.now();
+        self.hung.retain(|_, until| *until > now);
+        let looks = |machine: &&Arc<Simulation>| machine.fence.is_some() && !self.hung.contains_key(&machine.host);
+        let fenced: Vec<Arc<Simulation>> = self.all.values().filter(looks).cloned().collect();
+        fenced.iter().for_each(|machine| self.look_at_deadline(world, machine));
         while let Some(entry) = self.dying.first_entry().filter(|entry| entry.key().0 <= now) {
             let ((_, pid), ()) = entry.remove_entry();
             self.end(world, pid, Exit::Killed);
@@ -154,6 +194,7 @@ impl Machines {
         match open(&fence.deadline).and_then(|file| read(&file)) {
             Ok(term) if term.allows(fence.tenure, clock.now_ns()) => {
                 machine.looks_at_ns.store(term.ends_ns, Ordering::Relaxed);
+                self.check_alone(world, machine);
             }
             _ => {
                 self.fenced += 1;
@@ -166,7 +207,7 @@ impl Machines {
     }
 
     /// None: it would be fenced, and the host's lease is over.
-    fn launch(&mut self, world: &World, host: usize, machine: &Machine) -> Option<Arc<Simulation>> {
+    pub fn launch(&mut self, world: &World, host: usize, machine: &Machine) -> Option<Arc<Simulation>> {
         if let Some(fence) = &machine.fence
             && !allows(&fence.deadline, fence.tenure, &BootTime::of(world, host))
         {
@@ -192,32 +233,38 @@ impl Machines {
         });
         drop(random);
         world.note(format_args!("vm {} generation {} begins on node {}", machine.vm, machine.generation, host + 1));
-        for other in self.all.values() {
-            if other.vm == simulation.vm {
+        self.check_alone(world, &simulation);
+        self.all.insert(pid, simulation.clone());
+        Some(simulation)
+    }
+
+    /// No other process has its VM or its address. One on a host that stands still does nothing until its fence has looked.
+    fn check_alone(&self, world: &World, machine: &Simulation) {
+        let others = self.all.values().filter(|other| other.record.pid != machine.record.pid);
+        for other in others.filter(|other| !self.hung.contains_key(&other.host)) {
+            if other.vm == machine.vm {
                 world.violation(format!(
                     "two processes of vm {}: generation {} on node {} and generation {} on node {}",
                     other.vm,
                     other.generation,
                     other.host + 1,
-                    simulation.generation,
-                    host + 1
+                    machine.generation,
+                    machine.host + 1
                 ));
-            } else if let Some(address) = other.addresses.iter().find(|a| simulation.addresses.contains(a)) {
-                world.violation(format!("vms {} and {} both have {address}", other.vm, simulation.vm));
+            } else if let Some(address) = other.addresses.iter().find(|a| machine.addresses.contains(a)) {
+                world.violation(format!("vms {} and {} both have {address}", other.vm, machine.vm));
             }
         }
-        self.all.insert(pid, simulation.clone());
-        Some(simulation)
     }
 
-    fn below(&self, host: usize, folder: &Path) -> Vec<Arc<Simulation>> {
+    pub fn below(&self, host: usize, folder: &Path) -> Vec<Arc<Simulation>> {
         let there = self.all.values().filter(|machine| machine.host == host && machine.run_dir.starts_with(folder));
         there.cloned().collect()
     }
 }
 
 /// The guest goes off; its process waits for whoever wants to know why.
-fn power_off(machine: &Simulation) {
+pub fn power_off(machine: &Simulation) {
     machine.is.send_modify(|is| {
         is.exit.get_or_insert(Exit::PoweredOff);
     });
@@ -238,246 +285,6 @@ impl BootClock for BootTime {
     }
 }
 
-fn boot_id(world: &World, host: usize) -> String {
+pub fn boot_id(world: &World, host: usize) -> String {
     format!("host-{}-{}", host + 1, world.hosts[host].reboots.load(Ordering::Relaxed))
-}
-
-/// One host's hypervisor and processes.
-#[derive(Clone)]
-pub struct HostMachines {
-    pub world: Arc<World>,
-    pub host: usize,
-}
-
-/// How late whoever watches a machine may hear of its end.
-const WATCH_LATE: Duration = Duration::from_secs(20);
-
-fn failed(what: &str) -> HypervisorError {
-    HypervisorError::Transient(format!("{what} failed; start it again"))
-}
-
-impl HostMachines {
-    /// A call, as the host is in the mood for it. `lie` is what is said when nothing was done.
-    async fn call<T>(
-        &self,
-        what: &str,
-        lie: Option<T>,
-        effect: impl Future<Output = Result<T, HypervisorError>>,
-    ) -> Result<T, HypervisorError> {
-        self.world.shuffle().await;
-        let mood = self.world.machines().moods.get(&self.host).copied().unwrap_or_default();
-        let (mut chance, slow) = {
-            let mut random = self.world.random();
-            (random.below(100), random.below(10_000))
-        };
-        let mut comes = |part: u64| {
-            let hit = chance < part;
-            chance = chance.saturating_sub(part);
-            hit
-        };
-        if comes(mood.fails) {
-            return Err(failed(what));
-        }
-        if comes(mood.says_failed) {
-            return effect.await.and(Err(failed(what)));
-        }
-        if comes(mood.hangs) {
-            return std::future::pending().await;
-        }
-        if let (true, Some(lie)) = (comes(mood.lies), lie) {
-            return Ok(lie);
-        }
-        if comes(mood.slow) {
-            tokio::time::sleep(Duration::from_millis(slow)).await;
-        }
-        effect.await
-    }
-
-    fn kill(&self, pid: u32) {
-        let at = self.world.now() + self.world.random().below(400);
-        self.world.machines().dying.insert((at, pid), ());
-    }
-
-    fn instance(&self, simulation: Arc<Simulation>) -> Arc<dyn Instance> {
-        Arc::new(Handle { simulation, host: self.clone() })
-    }
-}
-
-#[async_trait]
-impl Processes for HostMachines {
-    async fn end(&self, pid: u32, _start_ticks: u64, _boot: &str) -> Result<(), HostError> {
-        let found = self.world.machines().all.get(&pid).cloned();
-        let Some(machine) = found.filter(|machine| machine.host == self.host) else { return Ok(()) };
-        let mut is = machine.is.subscribe();
-        let ending = async {
-            self.kill(pid);
-            let _ = is.wait_for(|is| is.gone).await;
-            Ok(())
-        };
-        // What says that a process is gone says the truth: nothing could be built on less.
-        self.call("ending a process", None, ending).await.map_err(|error| HostError(error.to_string()))
-    }
-
-    fn boot_id(&self) -> Result<String, HostError> {
-        Ok(boot_id(&self.world, self.host))
-    }
-}
-
-#[async_trait]
-impl Hypervisor for HostMachines {
-    fn name(&self) -> &'static str {
-        "simulated"
-    }
-
-    fn console_log(&self, _run_dir: &Path) -> std::io::Result<Vec<u8>> {
-        Ok(Vec::new())
-    }
-
-    async fn probe(&self, _run_as: Option<(u32, u32)>) -> Capabilities {
-        Capabilities {
-            version: "simulated".to_owned(),
-            accelerator: "simulated".to_owned(),
-            warnings: Vec::new(),
-            memory_bytes: MEMORY_BYTES,
-        }
-    }
-
-    async fn launch(&self, machine: &Machine, spawned: Spawned<'_>) -> Result<Arc<dyn Instance>, HypervisorError> {
-        let launch = async {
-            let launched = self.world.machines().launch(&self.world, self.host, machine);
-            let simulation = launched.ok_or(HypervisorError::NoLease)?;
-            // It can be cut off here: there is a process, and nothing says so.
-            self.world.shuffle().await;
-            if let Err(error) = spawned(&simulation.record) {
-                self.kill(simulation.record.pid);
-                return Err(HypervisorError::Transient(format!("it can't be written down: {error}")));
-            }
-            self.world.shuffle().await;
-            Ok(self.instance(simulation))
-        };
-        self.call("launch", None, launch).await
-    }
-
-    async fn adopt(&self, machine: &Machine, _record: Option<&Record>) -> Result<Arc<dyn Instance>, HypervisorError> {
-        let adopt = async {
-            let found = self.world.machines().below(self.host, &machine.run_dir).pop();
-            found.map(|simulation| self.instance(simulation)).ok_or(HypervisorError::Gone)
-        };
-        self.call("taking back", None, adopt).await
-    }
-
-    async fn orphans(&self, vms_dir: &Path, known: &[PathBuf]) -> Result<Vec<(Record, PathBuf)>, HypervisorError> {
-        let all = self.world.machines().below(self.host, vms_dir);
-        let unknown = all.into_iter().filter(|machine| !known.contains(&machine.run_dir));
-        Ok(unknown.map(|machine| (machine.record.clone(), machine.run_dir.clone())).collect())
-    }
-}
-
-/// A machine as its agent holds it.
-struct Handle {
-    simulation: Arc<Simulation>,
-    host: HostMachines,
-}
-
-impl Handle {
-    async fn set_paused(&self, paused: bool) -> Result<(), HypervisorError> {
-        let set = async {
-            self.there()?;
-            self.simulation.is.send_modify(|is| is.paused = paused);
-            Ok(())
-        };
-        self.host.call("pausing", None, set).await
-    }
-
-    fn there(&self) -> Result<(), HypervisorError> {
-        if self.simulation.there() { Ok(()) } else { Err(HypervisorError::Gone) }
-    }
-}
-
-#[async_trait]
-impl Instance for Handle {
-    fn record(&self) -> Record {
-        self.simulation.record.clone()
-    }
-
-    async fn running(&self) -> Result<Running, HypervisorError> {
-        let look = async {
-            self.there()?;
-            Ok(if self.simulation.is.borrow().paused { Running::Paused } else { Running::Running })
-        };
-        self.host.call("looking", None, look).await
-    }
-
-    async fn pause(&self) -> Result<(), HypervisorError> {
-        self.set_paused(true).await
-    }
-
-    async fn resume(&self) -> Result<(), HypervisorError> {
-        self.set_paused(false).await
-    }
-
-    async fn power_down(&self) -> Result<(), HypervisorError> {
-        let ask = async {
-            self.there()?;
-            if !self.simulation.deaf {
-                power_off(&self.simulation);
-            }
-            Ok(())
-        };
-        self.host.call("powering down", Some(()), ask).await
-    }
-
-    async fn kill(&self) -> Result<(), HypervisorError> {
-        let kill = async {
-            self.host.kill(self.simulation.record.pid);
-            Ok(())
-        };
-        self.host.call("killing", Some(()), kill).await
-    }
-
-    async fn exited(&self) -> Exit {
-        let told = || async {
-            let mut is = self.simulation.is.subscribe();
-            let told = is.wait_for(|is| is.exit.is_some()).await.ok().and_then(|is| is.exit.clone());
-            told.unwrap_or(Exit::Killed)
-        };
-        // The kernel says that a process has ended; if that never came, nothing could be built on it. It may come late.
-        let late = async {
-            let exit = told().await;
-            tokio::time::sleep(WATCH_LATE).await;
-            exit
-        };
-        let lie = Exit::Crashed("it says so; start it".to_owned());
-        tokio::select! {
-            // Who watches has no other word for what it can't see.
-            exit = self.host.call("watching", Some(lie), async { Ok(told().await) }) => exit.unwrap_or(Exit::Killed),
-            exit = late => exit,
-        }
-    }
-
-    async fn discard(&self) {
-        let end = async {
-            let _ = Processes::end(&self.host, self.simulation.record.pid, 0, "").await;
-            Ok(())
-        };
-        let _ = self.host.call("discarding", Some(()), end).await;
-    }
-
-    async fn guest_ready(&self) -> Result<(), HypervisorError> {
-        let wait = self.simulation.ready_at.saturating_sub(self.host.world.now());
-        let mut is = self.simulation.is.subscribe();
-        tokio::select! {
-            () = tokio::time::sleep(Duration::from_millis(wait)) => Ok(()),
-            _ = is.wait_for(|is| is.exit.is_some()) => Err(HypervisorError::Gone),
-        }
-    }
-
-    async fn guest_run(&self, _command: &str, _deadline: Duration) -> Result<(i32, Vec<u8>), HypervisorError> {
-        Err(HypervisorError::Permanent("a simulated machine has no guest".to_owned()))
-    }
-
-    async fn console(&self) -> Result<Console, HypervisorError> {
-        let (output, input) = (broadcast::channel(1), mpsc::channel(1));
-        Ok(Console { output: output.1, input: input.0 })
-    }
 }

@@ -2,14 +2,15 @@
 //! end of the runtime: whatever waits in it is dropped where it stands.
 
 use crate::clients::Worker;
-use crate::machines::HostMachines;
+use crate::hypervisor::HostMachines;
 use crate::simlog::SimLog;
 use crate::tree::Client;
+use crate::upstream::Line;
 use crate::world::World;
 use blixard::clock::{DRIFT_MAX_MS, HybridClock};
 use blixard::engine::agent::{Agent, Options, Supervisor, lease};
 use blixard::engine::host::{BootClock, HostParts};
-use blixard::engine::log::committed;
+use blixard::engine::log::{FollowedLog, Log, committed};
 use blixard::engine::state::{By, Command, ENTRY_FORMAT, NodeId};
 use blixard::engine::{self, Engine, Failure};
 use blixard::fs::Server;
@@ -70,6 +71,8 @@ pub struct Node {
     life: Option<Life>,
     /// It is not let run until then.
     pub stopped_until: u64,
+    /// It is no part of Raft.
+    pub is_worker: bool,
     /// When the next life begins, if none runs.
     pub begins_at: Option<u64>,
     /// Time that it was not let run, in milliseconds of its own clock.
@@ -81,7 +84,17 @@ impl Node {
         let folder = folder.join(format!("node{}", index + 1));
         std::fs::create_dir_all(&folder)?;
         let world = world.clone();
-        Ok(Node { world, index, folder, lives: 0, life: None, stopped_until: 0, begins_at: None, missed_ms: 0 })
+        Ok(Node {
+            world,
+            index,
+            folder,
+            is_worker: false,
+            lives: 0,
+            life: None,
+            stopped_until: 0,
+            begins_at: None,
+            missed_ms: 0,
+        })
     }
 
     pub fn is_up(&self) -> bool {
@@ -102,7 +115,7 @@ impl Node {
 
     /// A process begins, if its store can be had.
     pub fn begin(&mut self) -> std::io::Result<()> {
-        if !self.world.raft().is_provided(self.index) {
+        if !self.is_worker && !self.world.raft().is_provided(self.index) {
             self.begins_at = Some(self.world.now() + 500);
             return Ok(());
         }
@@ -112,13 +125,27 @@ impl Node {
             (if random.percent(30) { random.between(1, 8) as usize } else { 1_024 }, random.between(1, 61) as u32)
         };
         let (publisher, committed) = committed::channel(room);
+        let line = Arc::new(Line::new(&self.world, self.index));
+        let (log, tells, heard) = FollowedLog::open(line.clone());
+        let follows = self.is_worker.then_some((line, tells));
         let mark_at_open = self.world.raft().begin(self.index, self.lives, publisher);
-        let log = SimLog { world: self.world.clone(), node: self.index, life: self.lives, mark_at_open };
+        let (log, committed): (Arc<dyn Log>, _) = if self.is_worker {
+            (Arc::new(log), heard)
+        } else {
+            let (world, node, life) = (self.world.clone(), self.index, self.lives);
+            (Arc::new(SimLog { world, node, life, mark_at_open }), committed)
+        };
         let runtime =
             Builder::new_current_thread().enable_time().start_paused(true).event_interval(interval).build()?;
         let slot = Arc::new(Slot::default());
-        let living =
-            live(self.world.clone(), self.index, self.lives, self.folder.clone(), log, committed, slot.clone());
+        let living = live(
+            self.world.clone(),
+            self.index,
+            self.lives,
+            self.folder.clone(),
+            (log, committed, follows),
+            slot.clone(),
+        );
         let begun = runtime.block_on(async {
             let ended = slot.clone();
             tokio::spawn(async move {
@@ -187,6 +214,9 @@ impl Node {
             self.world.violation(format!("node {} goes back from {} to {}", self.index + 1, life.seen, state.seq()));
         }
         life.seen = state.seq();
+        if self.world.plan.is_large {
+            return;
+        }
         life.told = self.world.reference().compare_events(&self.world, self.index, &engine, life.told);
         let digest = engine.digest_of(state.seq()).unwrap_or_default();
         let short = digest.get(..8).unwrap_or_default();
@@ -195,27 +225,37 @@ impl Node {
     }
 }
 
+/// A node's log, what it hears of it, and a worker's line to the members.
+type Way = (Arc<dyn Log>, committed::Committed, Option<(Arc<Line>, committed::Publisher)>);
+
 /// What `blixard serve` does, without sockets, FUSE and a disk.
 async fn live(
     world: Arc<World>,
     index: usize,
     life: u64,
     folder: PathBuf,
-    log: SimLog,
-    committed: committed::Committed,
+    (log, committed, follows): Way,
     slot: Arc<Slot>,
 ) -> End {
     let node = NodeId(index as u64 + 1);
     let host = world.clone();
     let wall = move || Ok(host.hosts[index].wall_ms.load(Ordering::Relaxed));
     let clock = Arc::new(HybridClock::new(wall, DRIFT_MAX_MS));
-    let snapshot_every_records = world.random().between(30, 300);
-    let options = engine::Options { snapshot_every_records, ..engine::Options::default() };
-    let engine = match Engine::open_with(Arc::new(log), committed, clock, node, life, options).await {
+    let options = match world.plan.is_large {
+        true => engine::Options::default(),
+        false => {
+            let snapshot_every_records = world.random().between(30, 300);
+            engine::Options { snapshot_every_records, ..engine::Options::default() }
+        }
+    };
+    let engine = match Engine::open_with(log, committed, clock, node, life, options).await {
         Ok(engine) => engine,
         Err(error) => return failed_to_open(&world, index, &error.to_string()),
     };
     slot.engine().replace(engine.clone());
+    if let Some((line, tells)) = follows {
+        tokio::spawn(line.follow(engine.state().seq(), tells));
+    }
     let supervisor = Supervisor::new();
     let served = tokio::select! {
         served = serve(&world, index, &folder, &engine, &supervisor) => served,
@@ -227,7 +267,7 @@ async fn live(
         Err(why) => return End::Again(why),
     };
     let workers = world.random().between(1, 3) + u64::from(world.nodes < 5);
-    for _ in 0..workers {
+    for _ in 0..if world.plan.is_large { 0 } else { workers } {
         let tree = Client::new(server.clone());
         let worker = Worker { world: world.clone(), node: index, tree, seen: BTreeMap::new() };
         tokio::spawn(worker.work());
@@ -277,7 +317,7 @@ async fn serve(
     supervisor: &Supervisor,
 ) -> Result<(Agent, Server), String> {
     let node = NodeId(index as u64 + 1);
-    let name = name_of(index);
+    let name = world.name_of(index);
     if engine.state().cluster().is_none() {
         let init = Command::Init { cluster: "sim".into(), node: name.clone(), admin: "root".into(), admin_uid: 0 };
         engine.submit(By::Agent, vec![init]).await.map_err(|refusal| refusal.to_string())?;
@@ -294,7 +334,7 @@ async fn serve(
         data: folder.to_owned(),
         images: folder.parent().map(|above| above.join("images")).unwrap_or_default(),
         memory_bytes: None,
-        cpus: None,
+        cpus: Some(8).filter(|_| !world.plan.is_large),
         lease: lease::Options { length_ms: 10_000, drift_percent: 1, grace_ms: 2_000 },
         set_trace_level: Arc::new(|_| Ok(())),
         invite: Arc::new(|| Err(Refusal::fault("nobody joins here"))),
@@ -318,9 +358,4 @@ impl BootClock for SimClock {
     fn now_ns(&self) -> u64 {
         self.world.hosts[self.host].boot_us.load(Ordering::Relaxed) * 1_000
     }
-}
-
-/// The node's name in the cluster.
-pub fn name_of(index: usize) -> String {
-    format!("n{}", index + 1)
 }

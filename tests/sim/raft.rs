@@ -4,6 +4,8 @@
 //! whoever leads hears a majority. Requests and answers are lost, late, or come twice. What a leader took and could not commit is dropped, or is
 //! committed much later by another. A node lags, is cut off and has old beliefs, installs a snapshot, ends, or loses its store.
 
+mod membership;
+
 use crate::network::Network;
 use crate::store::{Op, Store};
 use crate::world::World;
@@ -55,6 +57,8 @@ enum Event {
 #[derive(Default)]
 pub struct Member {
     pub joined: bool,
+    /// It is counted in majorities, and may lead.
+    pub votes: bool,
     /// Its process runs.
     pub alive: bool,
     /// It runs, and is stopped: nothing gets an answer from it.
@@ -73,6 +77,8 @@ pub struct Member {
     heard_at: u64,
     /// Its Raft core has ended; only a fresh store helps.
     pub dead: bool,
+    /// Its host is gone for good.
+    pub doomed: bool,
     /// Its store is gone, and it has no other one yet.
     lost: bool,
 }
@@ -145,13 +151,6 @@ impl Raft {
         (member.store, member.mark, member.dead, member.lost) = (Store::default(), None, false, true);
     }
 
-    /// Are all other stores whole?
-    pub fn can_spare(&self, node: usize) -> bool {
-        let whole = |other: usize| !self.members[other].dead && !self.members[other].lost;
-        self.leader.is_some_and(|leader| leader != node)
-            && (0..self.members.len()).all(|other| other == node || whole(other))
-    }
-
     /// A node whose store is not there gets a whole one from whoever leads. False: it can't be had now.
     pub fn is_provided(&mut self, node: usize) -> bool {
         if !self.members[node].lost {
@@ -169,9 +168,8 @@ impl Raft {
     }
 
     fn has_majority(&self, node: usize) -> bool {
-        let voters = self.members.iter().filter(|member| member.joined).count();
-        let hears = |other: &usize| self.is_up(*other) && self.network.both(node, *other);
-        self.is_up(node) && 2 * (0..self.members.len()).filter(hears).count() > voters
+        let hears = |other: &usize| self.members[*other].votes && self.is_up(*other) && self.network.both(node, *other);
+        self.is_up(node) && 2 * (0..self.members.len()).filter(hears).count() > self.voters()
     }
 
     fn schedule(&mut self, at: u64, event: Event) {
@@ -336,7 +334,8 @@ impl Raft {
         if now < self.elect_at {
             return;
         }
-        let mut able: Vec<usize> = (0..self.members.len()).filter(|node| self.has_majority(*node)).collect();
+        let able = |node: &usize| self.members[*node].votes && self.has_majority(*node);
+        let mut able: Vec<usize> = (0..self.members.len()).filter(able).collect();
         world.random().shuffle(&mut able);
         let Some(next) = able.first().copied() else { return };
         self.lead(world, next);
@@ -462,7 +461,7 @@ impl Raft {
             term: self.term,
             leader: member.believes.map(|leader| leader as u64 + 1),
             quorum,
-            voters: self.members.iter().filter(|member| member.joined).count(),
+            voters: self.voters(),
             lag: 0,
             dead: member.dead.then(|| "its core has ended".to_owned()),
         }

@@ -1,5 +1,6 @@
 //! The log once more, applied where nothing goes wrong: what it must have led to on every node, and the rules that hold entry by entry.
 
+use crate::placed::Placements;
 use crate::world::World;
 use blixard::engine::state::{Command, Entry, Event, NodeId, Reply, State, VmId};
 use blixard::engine::{Engine, Events};
@@ -29,6 +30,7 @@ pub struct Reference {
     /// When its holder first submitted a renewal, by its boot clock, in microseconds.
     renewals: BTreeMap<(NodeId, u64), u64>,
     pub expiries: u64,
+    pub placements: Placements,
     /// What has happened, in order.
     events: Vec<Event>,
 }
@@ -52,6 +54,9 @@ pub fn token_of(command: &Command) -> Option<u64> {
 impl Reference {
     /// A node hands records to its log. With a renewal its lease begins.
     pub fn submitting(&mut self, world: &World, node: usize, records: &[Bytes]) {
+        if world.plan.is_large {
+            return;
+        }
         for entry in records.iter().filter_map(|bytes| Entry::decode(bytes).ok()) {
             for command in &entry.commands {
                 if let Command::LeaseRenew { counter, .. } = command {
@@ -66,6 +71,8 @@ impl Reference {
     pub fn committed(&mut self, world: &World, records: &[Bytes]) {
         for bytes in records {
             match Entry::decode(bytes) {
+                // Of a large cluster it is only known what the log leads to.
+                Ok(entry) if world.plan.is_large => self.state = self.state.apply(self.state.seq() + 1, &entry).0,
                 Ok(entry) => self.take(world, &entry),
                 Err(error) => world.violation(format!("a committed record can't be read: {error}")),
             }
@@ -99,6 +106,12 @@ impl Reference {
         }
         if seq.is_multiple_of(HASHED_EVERY) {
             self.hashes.insert(seq, self.state.hash());
+        }
+        for wrong in self.placements.look(&before, &self.state, entry) {
+            world.violation(format!("entry {seq}: {wrong}"));
+        }
+        if outcome.is_ok() && before.cluster().is_some() && before.node(entry.id.node).is_none() {
+            world.violation(format!("entry {seq}: {} is taken of a node that is no member", entry.id));
         }
         if let Ok(replies) = outcome {
             for (command, reply) in entry.commands.iter().zip(replies) {

@@ -2,10 +2,11 @@
 
 use crate::clocks::Clocks;
 use crate::faults::Faults;
-use crate::node::{End, Node, name_of};
+use crate::node::{End, Node};
+use crate::steward::{Steward, id_of};
 use crate::world::World;
 use blixard::engine::state::{
-    Actual, By, Command, Conditions, ENTRY_FORMAT, NodeRole, NodeVerb, Reply, Schedule, Vm, VmSpec,
+    Actual, By, Command, Conditions, ENTRY_FORMAT, NodeRole, NodeVerb, Reply, Schedule, VmSpec,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -34,6 +35,18 @@ pub struct Counts {
     pub expiries: u64,
     pub entries: u64,
     pub launches: u64,
+    /// Generations that were placed, each of which was looked at.
+    pub placed: u64,
+    /// VMs that drains have begun to move.
+    pub moves: u64,
+    /// Machines that fences have ended.
+    pub fenced: u64,
+    /// Nodes that joined later.
+    pub joined: u64,
+    /// Nodes that left, or were forgotten.
+    pub gone: u64,
+    /// Times that a worker was told of a snapshot, or turned to another member.
+    pub turned: u64,
     pub simulated_ms: u64,
 }
 
@@ -45,6 +58,12 @@ impl Counts {
         self.expiries += more.expiries;
         self.entries += more.entries;
         self.launches += more.launches;
+        self.placed += more.placed;
+        self.moves += more.moves;
+        self.fenced += more.fenced;
+        self.joined += more.joined;
+        self.gone += more.gone;
+        self.turned += more.turned;
         self.simulated_ms += more.simulated_ms;
     }
 }
@@ -57,11 +76,20 @@ pub struct Report {
     pub violations: Vec<String>,
 }
 
+/// Is the node of a host a part of the cluster?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    NotYet,
+    In,
+    Gone,
+}
+
 /// See the module.
 pub struct Simulation {
     pub world: Arc<World>,
     pub nodes: Vec<Node>,
     pub clocks: Vec<Clocks>,
+    pub standing: Vec<Standing>,
     /// Nodes to be killed in the midst of their next time, after so many steps, and for how long.
     midway: Vec<(usize, u64, u64)>,
 }
@@ -69,7 +97,7 @@ pub struct Simulation {
 type Failed = Box<dyn std::error::Error>;
 
 impl Simulation {
-    fn new(world: &Arc<World>, folder: &Path) -> Result<Simulation, Failed> {
+    pub fn new(world: &Arc<World>, folder: &Path) -> Result<Simulation, Failed> {
         let tiny = folder.join("images/tiny");
         std::fs::create_dir_all(&tiny)?;
         std::fs::write(tiny.join("image.toml"), "kernel = \"kernel\"\ninitrd = \"initrd\"\n")?;
@@ -77,11 +105,12 @@ impl Simulation {
         std::fs::write(tiny.join("initrd"), "i")?;
         let nodes: Result<_, _> = (0..world.nodes).map(|index| Node::new(world, index, folder)).collect();
         let clocks = (0..world.nodes).map(|_| Clocks::new(&mut world.random())).collect();
-        Ok(Simulation { world: world.clone(), nodes: nodes?, clocks, midway: Vec::new() })
+        let standing = vec![Standing::NotYet; world.nodes];
+        Ok(Simulation { world: world.clone(), nodes: nodes?, clocks, standing, midway: Vec::new() })
     }
 
     /// All go on by so many milliseconds of the world's time.
-    fn pass(&mut self, dt_ms: u64) -> Result<(), Failed> {
+    pub fn pass(&mut self, dt_ms: u64) -> Result<(), Failed> {
         let now = self.world.now() + dt_ms;
         self.world.set_now(now);
         let world = self.world.clone();
@@ -127,6 +156,9 @@ impl Simulation {
     }
 
     pub fn kill(&mut self, index: usize, away_ms: u64) {
+        if self.standing[index] != Standing::In {
+            return;
+        }
         let node = &mut self.nodes[index];
         node.crash();
         let again_at = self.world.now() + away_ms;
@@ -150,12 +182,61 @@ impl Simulation {
         self.world.raft().members[index].stopped = self.nodes[index].is_up();
     }
 
+    pub fn hang(&mut self, index: usize, lasts_ms: u64) {
+        self.stop(index, lasts_ms);
+        self.world.machines().hang(&self.world, index, lasts_ms);
+    }
+
     pub fn lose_store(&mut self, index: usize, away_ms: u64) {
         // Whoever loses more of a cluster's stores than it can spare has lost the cluster.
-        if self.world.raft().can_spare(index) {
+        if !self.nodes[index].is_worker && self.world.raft().can_spare(index) {
             self.kill(index, away_ms);
             self.world.raft().forget(index);
         }
+    }
+
+    /// Those that are in the cluster.
+    pub fn members(&self) -> Vec<usize> {
+        (0..self.world.nodes).filter(|index| self.standing[*index] == Standing::In).collect()
+    }
+
+    /// A machine that has joined begins.
+    pub fn admit(&mut self, index: usize, role: NodeRole) {
+        self.standing[index] = Standing::In;
+        self.nodes[index].is_worker = role == NodeRole::Worker;
+        if role != NodeRole::Worker {
+            self.world.raft().add(index, false);
+        }
+        self.nodes[index].begins_at = Some(self.world.now());
+        self.world.joined.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A node that is no member any more ends for good.
+    pub fn retire(&mut self, index: usize) {
+        self.kill(index, 0);
+        self.standing[index] = Standing::Gone;
+        self.nodes[index].begins_at = None;
+        self.world.raft().remove(index);
+        self.world.gone.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Some node is asked for this, and nobody waits for its answer.
+    pub fn ask_for(&self, by: By, commands: Vec<Command>) {
+        self.ask_in_turn(vec![(by, commands)]);
+    }
+
+    /// One after the other.
+    pub fn ask_in_turn(&self, entries: Vec<(By, Vec<Command>)>) {
+        let up: Vec<&Node> = self.nodes.iter().filter(|node| node.engine().is_some()).collect();
+        let Some(node) = self.world.random().pick(&up).copied() else { return };
+        let Some(engine) = node.engine() else { return };
+        node.spawn(async move {
+            for (by, commands) in entries {
+                if engine.submit(by, commands).await.is_err() {
+                    return;
+                }
+            }
+        });
     }
 
     /// Runs until it is so.
@@ -173,10 +254,12 @@ impl Simulation {
 
     /// Commands are submitted by the first node, as often as it takes.
     fn submit(&mut self, by: &By, commands: Vec<Command>) -> Result<Vec<Reply>, Failed> {
-        let engine = self.nodes[0].engine().ok_or("the first node has no engine")?;
+        let there = |node: &&Node| node.engine().is_some();
+        let node = self.nodes.iter().find(there).ok_or("no node has an engine")?;
+        let engine = node.engine().ok_or("no node has an engine")?;
         let (done, told) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Ok(Vec::new()))));
         let (sets, tells, by) = (done.clone(), told.clone(), by.clone());
-        self.nodes[0].spawn(async move {
+        node.spawn(async move {
             let answer = engine.submit(by, commands).await;
             *tells.lock().unwrap_or_else(PoisonError::into_inner) = answer;
             sets.store(true, Ordering::Relaxed);
@@ -187,14 +270,15 @@ impl Simulation {
     }
 
     /// One node after the other becomes a member and is up.
-    fn form(&mut self) -> Result<(), Failed> {
+    pub fn form(&mut self) -> Result<(), Failed> {
         let root = By::User("root".to_owned());
-        for index in 0..self.world.nodes {
-            let name = name_of(index);
+        for index in 0..self.world.formed {
+            let name = self.world.name_of(index);
+            let role = if index < self.world.members { NodeRole::Voter } else { NodeRole::Worker };
             if index > 0 {
                 let secret_sha256 = [index as u8; 32];
                 let expires_ms = self.world.reference().state.now().millis() + 600_000;
-                self.submit(&root, vec![Command::InviteNew { secret_sha256, role: NodeRole::Voter, expires_ms }])?;
+                self.submit(&root, vec![Command::InviteNew { secret_sha256, role, expires_ms }])?;
                 let address = format!("{name}!5640");
                 let release = "simulated".to_owned();
                 let join = Command::NodeJoin {
@@ -206,7 +290,11 @@ impl Simulation {
                 };
                 self.submit(&By::Agent, vec![join])?;
             }
-            self.world.raft().members[index].joined = true;
+            self.standing[index] = Standing::In;
+            self.nodes[index].is_worker = role == NodeRole::Worker;
+            if role == NodeRole::Voter {
+                self.world.raft().add(index, true);
+            }
             self.nodes[index].begin()?;
             self.until("up", FORMED_WITHIN_MS, |all| {
                 all.world.reference().state.node_named(&name).is_some_and(|node| node.up)
@@ -237,7 +325,10 @@ impl Simulation {
             node.stopped_until = node.stopped_until.min(now);
             self.world.raft().members[index].lags_until = now;
             self.clocks[index].freeze(now);
-            if !node.is_up() {
+            if !node.is_up()
+                && self.standing[index] == Standing::In
+                && node.begins_at.is_none_or(|at| at < now + 600_000)
+            {
                 node.begins_at = Some(now);
             }
         }
@@ -249,17 +340,25 @@ impl Simulation {
         let reference = self.world.reference();
         let state = &reference.state;
         for (index, node) in self.nodes.iter().enumerate() {
+            if self.standing[index] != Standing::In {
+                continue;
+            }
             let Some(engine) = node.engine() else { return Some(format!("node {} is not up", index + 1)) };
             let shows = engine.state();
             if shows.seq() != state.seq() {
                 return Some(format!("node {} shows {} of {}", index + 1, shows.seq(), state.seq()));
             }
-            if !state.node_named(&name_of(index)).is_some_and(|node| node.is_there()) {
+            if !state.node(id_of(index)).is_some_and(|node| node.is_there()) {
                 return Some(format!("node {} is not taken for there", index + 1));
             }
         }
-        if let Some(vm) = state.vms().find(|vm| !vm.settled() && !waits_for_room(vm)) {
+        if let Some(vm) = state.vms().find(|vm| !vm.settled() && vm.actual != Actual::Waiting) {
             return Some(format!("vm {} is {} and is to be {}: {:?}", vm.id, vm.actual, vm.desired, vm.error));
+        }
+        for vm in state.vms().filter(|vm| vm.actual == Actual::Waiting) {
+            if let Some(node) = reference.placements.would_do(state, vm) {
+                return Some(format!("vm {} waits, and node {} would do: {:?}", vm.id, node.id, vm.why));
+            }
         }
         let should = |actual: Actual| matches!(actual, Actual::Running | Actual::Paused);
         let wanted: BTreeSet<_> = state
@@ -286,15 +385,17 @@ impl Simulation {
         Ok(())
     }
 
-    fn settle(&mut self) -> Result<(), Failed> {
+    fn settle(&mut self, steward: &mut Steward) -> Result<(), Failed> {
         let deadline = self.world.now() + SETTLED_WITHIN_MS;
         let (mut settled, mut opened) = (0, false);
         loop {
-            if !opened && self.nodes.iter().all(|node| node.engine().is_some()) {
+            steward.step(self);
+            if !opened && self.members().iter().all(|index| self.nodes[*index].engine().is_some()) {
                 opened = self.open_nodes().is_ok();
             }
             // Nodes renew their leases, so the log goes on: it is settled for moments, again and again.
-            let unsettled = self.unsettled();
+            let unsettled =
+                self.unsettled().or_else(|| (!steward.is_done()).then(|| "somebody joins or leaves".to_owned()));
             settled = if unsettled.is_none() { settled + 1 } else { settled };
             if settled > 20 {
                 return Ok(());
@@ -323,11 +424,6 @@ impl Simulation {
     }
 }
 
-/// Its disk is on a node that has no room for it: only when others there end, it can begin.
-fn waits_for_room(vm: &Vm) -> bool {
-    vm.actual == Actual::Waiting && !vm.is_free()
-}
-
 /// Runs a seed to its end, in this process: it is deterministic only if nothing else was done in it before.
 pub fn run(seed: u64, folder: &Path, printed: bool) -> Report {
     let nodes = [3, 3, 3, 5, 5, 7][(seed % 6) as usize];
@@ -339,7 +435,7 @@ pub fn run(seed: u64, folder: &Path, printed: bool) -> Report {
     for panic in PANICS.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
         world.violation(panic);
     }
-    let (history, reference) = (world.history(), world.reference());
+    let (history, reference, machines) = (world.history(), world.reference(), world.machines());
     Report {
         hash: world.trace_hash(),
         counts: Counts {
@@ -348,7 +444,13 @@ pub fn run(seed: u64, folder: &Path, printed: bool) -> Report {
             faults: world.faults.load(Ordering::Relaxed),
             expiries: reference.expiries,
             entries: reference.seq(),
-            launches: world.machines().launches,
+            launches: machines.launches,
+            placed: reference.placements.begun,
+            moves: reference.placements.moves,
+            fenced: machines.fenced,
+            joined: world.joined.load(Ordering::Relaxed),
+            gone: world.gone.load(Ordering::Relaxed),
+            turned: world.turned.load(Ordering::Relaxed),
             simulated_ms: world.now(),
         },
         violations: world.violations(),
@@ -361,9 +463,11 @@ fn work(world: &Arc<World>, folder: &Path) -> Result<(), Failed> {
     let lasts_ms = world.random().between(40_000, 70_000);
     let ends = world.now() + lasts_ms;
     let mut faults = Faults::new(&simulation, world.now(), lasts_ms);
+    let mut steward = Steward::new(world, world.now(), lasts_ms);
     world.busy.store(true, Ordering::Relaxed);
     while world.now() < ends {
         faults.step(&mut simulation);
+        steward.step(&mut simulation);
         let dt_ms = world.random().between(1, 10);
         simulation.pass(dt_ms)?;
         // What is broken stays broken: the first thing that is wrong says most.
@@ -372,7 +476,8 @@ fn work(world: &Arc<World>, folder: &Path) -> Result<(), Failed> {
         }
     }
     simulation.heal();
-    simulation.settle()?;
+    steward.finish(world);
+    simulation.settle(&mut steward)?;
     simulation.check_ends();
     Ok(())
 }

@@ -6,17 +6,24 @@ mod clocks;
 mod driver;
 mod faults;
 mod history;
+mod hypervisor;
 mod linear;
 mod machines;
 mod network;
 mod node;
+mod placed;
 mod raft;
 mod random;
 mod reference;
+mod reporters;
 mod run;
+mod scale;
 mod simlog;
+mod steward;
 mod store;
 mod tree;
+mod upstream;
+mod wishes;
 mod world;
 
 use blixard::mutants::{Mutant, plant};
@@ -54,6 +61,9 @@ struct Arguments {
     /// Plants each of them, and fails if one is not found.
     #[arg(long)]
     mutants: bool,
+    /// A large cluster, on one bad day: voters=5,workers=200,vms=100000.
+    #[arg(long)]
+    scale: Option<scale::Size>,
     /// For the driver of many seeds.
     #[arg(long, hide = true)]
     one: bool,
@@ -81,6 +91,11 @@ fn act(arguments: &Arguments) -> Result<bool, Failed> {
             println!("{name:<20} {what}");
         }
         return Ok(true);
+    }
+    if let Some(size) = arguments.scale {
+        random::fix_entropy(1);
+        let folder = tempfile::tempdir()?;
+        return scale::run(size, folder.path());
     }
     if let Some(seed) = arguments.seed {
         return one(seed, mutant, arguments);
@@ -138,6 +153,12 @@ fn print_report(seed: u64, report: &Report) {
     println!("expiries {}", report.counts.expiries);
     println!("entries {}", report.counts.entries);
     println!("machines-started {}", report.counts.launches);
+    println!("placed {}", report.counts.placed);
+    println!("moves {}", report.counts.moves);
+    println!("fenced {}", report.counts.fenced);
+    println!("joined {}", report.counts.joined);
+    println!("gone {}", report.counts.gone);
+    println!("turned {}", report.counts.turned);
     println!("simulated-seconds {}", report.counts.simulated_ms / 1_000);
     for violation in &report.violations {
         println!("violation {violation}");
@@ -146,7 +167,7 @@ fn print_report(seed: u64, report: &Report) {
 
 fn print_sum(sum: &Sum, took: Duration) {
     println!(
-        "{} seeds in {} s, {} of them count: {} commands, {} reads, {} faults, {} expiries, {} entries, {} machines started, {} simulated hours",
+        "{} seeds in {} s, {} of them count: {} commands, {} reads, {} faults, {} expiries, {} entries, {} machines started, {} placed, {} moved by drains, {} fenced, {} nodes joined later, {} went, {} times a worker turned, {} simulated hours",
         sum.run,
         took.as_secs(),
         sum.counted,
@@ -156,6 +177,12 @@ fn print_sum(sum: &Sum, took: Duration) {
         sum.counts.expiries,
         sum.counts.entries,
         sum.counts.launches,
+        sum.counts.placed,
+        sum.counts.moves,
+        sum.counts.fenced,
+        sum.counts.joined,
+        sum.counts.gone,
+        sum.counts.turned,
         sum.counts.simulated_ms / 3_600_000
     );
     for (seed, violation) in &sum.failed {

@@ -1,7 +1,7 @@
 //! What all nodes of a simulation share: time, chance, the log, the hosts, and what has been seen.
 
 use crate::history::History;
-use crate::machines::Machines;
+use crate::machines::{MEMORY_BYTES, Machines};
 use crate::raft::Raft;
 use crate::random::Random;
 use crate::reference::Reference;
@@ -25,9 +25,24 @@ pub struct Host {
     pub reboots: AtomicU64,
 }
 
+/// How large it is.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    /// Memory of a host, in bytes.
+    pub memory_bytes: u64,
+    /// So large that not every entry can be looked at: nobody works but whoever runs it, and nothing goes wrong by itself.
+    pub is_large: bool,
+}
+
 /// See the module.
 pub struct World {
+    /// Hosts, those that may join later among them.
     pub nodes: usize,
+    /// Hosts whose nodes are there from the beginning: members first, then workers.
+    pub formed: usize,
+    pub members: usize,
+    names: Mutex<Vec<String>>,
+    pub plan: Plan,
     now_ms: AtomicU64,
     random: Mutex<Random>,
     raft: Mutex<Raft>,
@@ -40,6 +55,11 @@ pub struct World {
     /// Clients are to work.
     pub busy: AtomicBool,
     pub faults: AtomicU64,
+    /// Nodes that came later, and that are no members any more.
+    pub joined: AtomicU64,
+    pub gone: AtomicU64,
+    /// Times that a worker was told of a snapshot, or turned to another member.
+    pub turned: AtomicU64,
 }
 
 struct Trace {
@@ -53,11 +73,24 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl World {
     pub fn new(seed: u64, nodes: usize, printed: bool) -> Arc<World> {
+        let mut random = Random::new(seed ^ 0x5eed);
+        let workers = [0, 0, 1, 2][random.index(4)];
+        let spares = [0, 0, 1, 2][random.index(4)];
+        World::with(seed, [nodes, workers, spares], printed, Plan { memory_bytes: MEMORY_BYTES, is_large: false })
+    }
+
+    /// So many members, workers, and machines that may join later.
+    pub fn with(seed: u64, [members, workers, spares]: [usize; 3], printed: bool, plan: Plan) -> Arc<World> {
+        let (formed, nodes) = (members + workers, members + workers + spares);
         let mut random = Random::new(seed);
         let raft = Raft::new(nodes, random.between(30, 400) as usize);
         let host = |_| Host { wall_ms: AtomicU64::new(BEGIN_MS), ..Host::default() };
         Arc::new(World {
             nodes,
+            formed,
+            members,
+            names: Mutex::new((1..=nodes).map(|nth| format!("n{nth}")).collect()),
+            plan,
             now_ms: AtomicU64::new(0),
             random: Mutex::new(random),
             raft: Mutex::new(raft),
@@ -69,7 +102,19 @@ impl World {
             violations: Mutex::default(),
             busy: AtomicBool::new(false),
             faults: AtomicU64::new(0),
+            joined: AtomicU64::new(0),
+            gone: AtomicU64::new(0),
+            turned: AtomicU64::new(0),
         })
+    }
+
+    /// What the node of a host is called in the cluster.
+    pub fn name_of(&self, index: usize) -> String {
+        lock(&self.names)[index].clone()
+    }
+
+    pub fn set_name(&self, index: usize, name: &str) {
+        name.clone_into(&mut lock(&self.names)[index]);
     }
 
     /// The world's own time: milliseconds since its beginning.

@@ -9,6 +9,7 @@ use crate::engine::host::deadline::{DeadlineFile, Term};
 use crate::engine::host::{BootClock, DeadlineFolder, HostError, HostParts};
 use crate::engine::hypervisor::Fence;
 use crate::engine::state::{By, Command, Lease, NodeId, State};
+use crate::mutants::{Mutant, planted};
 use crate::text::Code;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -150,6 +151,9 @@ impl Holder {
     async fn renew(&self, engine: &Engine, counter: u64) -> Duration {
         let (before, before_ns) = (Instant::now(), self.clock.now_ns());
         let length_ms = self.next_length_ms(before_ns);
+        if planted(Mutant::FenceEarly) {
+            self.acknowledged(before_ns.saturating_add(length_ms * MS));
+        }
         let renewal = Command::LeaseRenew { counter, length_ms, claim: engine.claim() };
         match engine.submit(By::Agent, vec![renewal]).await {
             Ok(_) => {

@@ -18,6 +18,7 @@
 
 use super::HostError;
 use super::clock::BootClock;
+use crate::mutants::{Mutant, planted};
 use rustix::fs::{FsWord, OFlags};
 use std::fs::File;
 use std::io;
@@ -44,13 +45,13 @@ pub struct Term {
 impl Term {
     /// The term after a renewal that was acknowledged by `now_ns`, and by which the lease lasts until `ends_ns`.
     pub fn renewed(self, ends_ns: u64, now_ns: u64) -> Term {
-        let unbroken = self.tenure > 0 && now_ns < self.ends_ns;
+        let unbroken = self.tenure > 0 && (now_ns < self.ends_ns || planted(Mutant::TenureKept));
         Term { tenure: if unbroken { self.tenure } else { self.tenure + 1 }, ends_ns: ends_ns.max(self.ends_ns) }
     }
 
     /// May a machine of this tenure live now?
     pub fn allows(self, tenure: u64, now_ns: u64) -> bool {
-        self.tenure == tenure && now_ns < self.ends_ns
+        self.tenure == tenure && (now_ns < self.ends_ns || planted(Mutant::FenceDeaf))
     }
 
     fn line(self) -> String {

@@ -50,9 +50,11 @@ impl State {
         (next, outcome, events)
     }
 
-    /// A debug build checks small states always, and large ones now and then: a check looks at everything.
+    /// A debug build checks small states always, and large ones now and then: a check looks at everything, and so it is the rarer the more
+    /// there is.
     fn is_check_due(&self) -> bool {
-        self.vms.len() + self.users.len() < 64 || self.seq.is_multiple_of(256)
+        let objects = self.vms.len() + self.users.len();
+        objects < 64 || self.seq.is_multiple_of((objects as u64).next_power_of_two().max(256))
     }
 
     fn decide(&self, seq: u64, entry: &Entry) -> (State, Outcome, Vec<Event>) {

@@ -325,7 +325,7 @@ impl Work<'_> {
             self.state.draining.remove(&node.id);
         }
         // What moves already moves on by itself.
-        let moving = node.moving.filter(|_| self.state.draining.contains(&node.id));
+        let moving = node.moving.filter(|_| self.state.draining.contains(&node.id) || planted(Mutant::DrainGoesOn));
         self.change_node_of(node.id, what, |node| (node.schedule, node.moving) = (schedule, moving))
     }
 

@@ -11,6 +11,7 @@ use super::node::Schedule;
 use super::placement::{Placed, place, place_again, turn};
 use super::vm::Change;
 use super::{Actual, Node, NodeId, Reply, State, Vm, VmId, What};
+use crate::mutants::{Mutant, planted};
 use crate::text::Refusal;
 use imbl::OrdSet;
 use serde::{Deserialize, Serialize};
@@ -65,12 +66,14 @@ impl Work<'_> {
 
     /// What follows from what has happened.
     pub(super) fn settle(&mut self) -> Result<(), Refusal> {
-        if self.state.draining.is_empty() && self.state.waiting.is_empty() {
+        if self.state.draining.is_empty() && self.state.waiting.is_empty() && !planted(Mutant::DrainGoesOn) {
             self.state.look = Look::default();
             return Ok(());
         }
         let (room_grew, mut goes_on) = (self.state.look.again, false);
-        for id in self.state.draining.clone() {
+        let cancelled = |node: &&Node| node.moving.is_some() && planted(Mutant::DrainGoesOn);
+        let cancelled: Vec<NodeId> = self.state.nodes.values().filter(cancelled).map(|node| node.id).collect();
+        for id in self.state.draining.clone().into_iter().chain(cancelled) {
             goes_on |= self.drain_on(id, room_grew)?;
         }
         self.place_waiting();

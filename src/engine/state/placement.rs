@@ -5,6 +5,7 @@
 
 use super::node::Closed;
 use super::{Node, NodeId, Place, State, Vm, VmId};
+use crate::mutants::{Mutant, planted};
 use crate::text::{Refusal, size};
 use serde::{Deserialize, Serialize};
 use std::cmp::Reverse;
@@ -143,6 +144,7 @@ impl State {
         }
         if let Some(name) = &constraints.anti_affinity
             && self.others_of(&Group::Apart(name.clone()), node.id, vm) > 0
+            && !planted(Mutant::ApartIgnored)
         {
             return Some(Obstacle::AntiAffinity(name.clone()));
         }

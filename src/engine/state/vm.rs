@@ -417,9 +417,11 @@ impl Vm {
         let machine = Promised { bytes: self.promised_bytes, cpus: u64::from(self.promised_cpus), disk_bytes: 0 };
         let disk = Promised { disk_bytes: self.spec.disk_bytes.unwrap_or_default(), ..Promised::default() };
         let asked = Promised { bytes: self.spec.memory_bytes, cpus: u64::from(self.spec.cpus), ..disk };
+        let is_late = planted(Mutant::PromiseLate);
+        let machine = if is_late && self.actual == Actual::Starting { Promised::default() } else { machine };
         let here = self.node.map(|node| (node, machine.and(disk)));
         here.into_iter()
-            .chain(self.reserved.map(|node| (node, asked)))
+            .chain(self.reserved.filter(|_| !is_late).map(|node| (node, asked)))
             .filter(|(_, promised)| *promised != Promised::default())
     }
 
