@@ -235,7 +235,7 @@ fn a_start_whose_agent_is_not_up_holds_the_lease_and_is_given_nothing() {
     said_by(&mut cluster, beta, renew(1)).unwrap();
     let is_up = |cluster: &Cluster| cluster.state.node(NodeId(beta)).unwrap().up;
     assert!(is_up(&cluster));
-    let mut of_start = |cluster: &mut Cluster, boot, n, command| {
+    let of_start = |cluster: &mut Cluster, boot, n, command| {
         let id = EntryId { node: NodeId(beta), boot, n };
         let at = HybridTime::from_millis(cluster.now_ms);
         cluster.apply(Entry { id, at, by: By::Agent, commands: vec![command] }).unwrap();
