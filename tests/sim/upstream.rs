@@ -7,7 +7,8 @@ use crate::world::World;
 use async_trait::async_trait;
 use blixard::engine::log::followed::{Gathering, Part, Upstream};
 use blixard::engine::log::forward::{Answered, Forwarded};
-use blixard::engine::log::{AppendError, Publisher};
+use blixard::engine::log::told::{Teller, Told, print};
+use blixard::engine::log::{AppendError, Publisher, Snapshot};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -64,14 +65,24 @@ impl Line {
     }
 
     /// What a member tells of its log after a record.
-    async fn ask_part(&self, member: usize, after: u64, max: usize) -> Result<Part, String> {
+    async fn ask_part(&self, member: usize, after: u64, max: usize, wanted: bool) -> Result<Part, String> {
         self.there_and_back(member).await?;
         let (mark_at_open, life) = (None, self.world.raft().members[member].life);
         let log = SimLog { world: self.world.clone(), node: member, life, mark_at_open };
-        let part = Part::after(&log, after, max).await.map_err(|error| error.to_string())?;
+        let told = Teller::new(Arc::new(log)).after(after, max).await.map_err(|error| error.to_string())?;
         let mut gathering = Gathering::default();
-        for line in part.print().lines() {
-            gathering.take(line.parse()?)?;
+        let mut gather = |text: &str| text.lines().try_for_each(|line| gathering.take(line.parse()?).map(drop));
+        match told {
+            Told::Records(records) => gather(&print(&records))?,
+            Told::Snapshot(reader) if !wanted => return Ok(Part::Cut(reader.seq())),
+            Told::Snapshot(reader) => {
+                let mut nth = Some(0);
+                while let Some(part) = nth {
+                    let (text, next) = reader.text(part).await.map_err(|refusal| refusal.to_string())?;
+                    gather(&text)?;
+                    nth = next;
+                }
+            }
         }
         self.there.store(true, Ordering::SeqCst);
         gathering.part()
@@ -82,7 +93,7 @@ impl Line {
         loop {
             let pause = self.world.random().between(1, 20);
             sleep(Duration::from_millis(pause)).await;
-            let told = timeout(SILENT_WITHIN, self.ask_part(member, *last, RECORDS_MAX)).await;
+            let told = timeout(SILENT_WITHIN, self.ask_part(member, *last, RECORDS_MAX, false)).await;
             let told = told.map_err(|_| format!("node {} is silent", member + 1))??;
             match told {
                 Part::Records(records) => {
@@ -95,10 +106,10 @@ impl Line {
                     }
                 }
                 // Whoever applies the records sees the gap, and asks for the snapshot.
-                Part::Snapshot(snapshot) => {
+                Part::Cut(seq) | Part::Snapshot(Snapshot { seq, .. }) => {
                     self.world.turned.fetch_add(1, Ordering::Relaxed);
                     self.world.note(format_args!("worker {} is told of a snapshot", self.worker + 1));
-                    *last = snapshot.seq;
+                    *last = seq;
                 }
             }
             if heard.elapsed() > SILENT_WITHIN {
@@ -125,10 +136,10 @@ impl Line {
 
 #[async_trait]
 impl Upstream for Line {
-    async fn part(&self, after: u64, max: usize) -> Result<Part, String> {
+    async fn part(&self, after: u64, max: usize, wanted: bool) -> Result<Part, String> {
         let turn = self.turn();
         let member = self.followed(turn).ok_or("this worker knows no member")?;
-        let part = timeout(SILENT_WITHIN, self.ask_part(member, after, max)).await;
+        let part = timeout(SILENT_WITHIN, self.ask_part(member, after, max, wanted)).await;
         let part = part.unwrap_or_else(|_| Err(format!("node {} is silent", member + 1)));
         if part.is_err() {
             self.turn_to_another(turn);
