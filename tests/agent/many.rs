@@ -44,7 +44,8 @@ async fn two_thousand_machines_come_and_go_at_once() {
     assert!(lines.contains(&("machines".to_owned(), "0".to_owned())), "{lines:?}");
     let of_agent = |key: &str, line: &str| key == "task" && !line.starts_with("engine/");
     let tasks: Vec<_> = lines.iter().filter(|(key, line)| of_agent(key, line)).map(|(_, line)| line.as_str()).collect();
-    let vital = ["lease", "lease-watch", "leftovers", "reconciler"].map(|name| format!("{name} running restarts=0"));
+    let vital = ["clock-offset", "lease", "lease-watch", "leftovers", "reconciler"]
+        .map(|name| format!("{name} running restarts=0"));
     assert_eq!(tasks, vital);
     assert_eq!((bed.world.all(), bed.world.wrong()), (0, vec![]));
     assert_eq!(std::fs::read_dir(bed.folder.path().join("data/vms")).unwrap().count(), 0);

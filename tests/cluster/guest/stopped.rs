@@ -5,6 +5,7 @@
 use crate::lab::{Lab, NAMES, Node, await_same, cluster_with, until};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -19,7 +20,7 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(2);
 struct Machine {
     pid: i32,
     uuid: String,
-    /// Stopped by a signal: it is there, and does nothing.
+    /// Stopped by a signal, or killed and about to go: it is there, and does nothing.
     stopped: bool,
 }
 
@@ -36,11 +37,23 @@ fn machines(folder: &str) -> Vec<Machine> {
             continue;
         }
         let at = words.iter().position(|word| *word == "-uuid").unwrap();
-        let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-        let stopped = stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'));
+        let stopped = is_stopped(&entry.path());
         found.push(Machine { pid, uuid: words[at + 1].to_owned(), stopped });
     }
     found
+}
+
+/// Is it stopped, or about to go? proc(5): the kernel's flags have PF_EXITING (4) and PF_SIGNALED (0x400) then, and a SIGKILL that it has not taken
+/// yet is among its pending signals.
+fn is_stopped(process: &Path) -> bool {
+    let stat = std::fs::read_to_string(process.join("stat")).unwrap_or_default();
+    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
+    let flags: u64 = fields.get(6).and_then(|flags| flags.parse().ok()).unwrap_or(0x4);
+    let status = std::fs::read_to_string(process.join("status")).unwrap_or_default();
+    let pending = status.lines().filter_map(|line| line.strip_prefix("SigPnd:").or(line.strip_prefix("ShdPnd:")));
+    let is_killed =
+        pending.filter_map(|mask| u64::from_str_radix(mask.trim(), 16).ok()).any(|mask| mask & (1 << 8) != 0);
+    matches!(fields[0], "T" | "Z" | "X") || flags & 0x404 != 0 || is_killed
 }
 
 /// Looks for machines all the time.
