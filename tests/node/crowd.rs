@@ -252,7 +252,8 @@ mod slow {
             let (deaf, dripping) = (deaf(&node), dripping(&node, stop));
             beside += looks(&mut client, window);
             let grown = node.resident_bytes().saturating_sub(resident);
-            assert!(grown < 8 * 1024 * KIB, "{grown} bytes more");
+            // What the allocator takes at a time is some MiB.
+            assert!(grown < 16 * 1024 * KIB, "{grown} bytes more");
             drop((deaf, done));
             dripping.join().unwrap();
         }

@@ -266,13 +266,16 @@ fn every_line_has_the_shape_that_the_rules_give_it() {
         assert!(!text.contains('\r') && !text.contains('\t') && !text.contains('\0'), "{path:?}: {text:?}");
         checked += 1;
         match path.file_name().and_then(OsStr::to_str).unwrap() {
-            "status" | "version" | "clock" | "me" => check_key_values(&path, &text),
+            "status" | "stats" | "version" | "clock" | "me" => check_key_values(&path, &text),
             "list" | "leases" | "sessions" => check_table(&path, &text),
             "events" => check_stream(&path, &text),
             "log" if path == Path::new("log") => check_stream(&path, &text),
             "json" => drop(serde_json::from_str::<serde_json::Value>(&text).unwrap()),
             "state" => assert_eq!(text.split_whitespace().count(), 1, "{path:?}: {text}"),
-            "spec" => assert!(text.lines().count() == 1 && text.starts_with("image="), "{path:?}: {text}"),
+            "spec" => {
+                let first = if path.starts_with("nodes") { "labels=" } else { "image=" };
+                assert!(text.lines().count() == 1 && text.starts_with(first), "{path:?}: {text}");
+            }
             "err" => assert!(text.lines().all(|l| l.split(' ').next().is_some_and(is_time)), "{text}"),
             "sync" => assert!(text.trim().parse::<u64>().is_ok(), "{text}"),
             "ctl" | "new" => assert!(text.starts_with("# ") && text.lines().count() > 1, "{path:?}: {text}"),

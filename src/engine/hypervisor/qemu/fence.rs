@@ -20,6 +20,9 @@ const TELLS_WITHIN: Duration = Duration::from_secs(30);
 /// How long a fence may take to be gone when its machine is: it writes one small file.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
 
+/// In the environment: what the allocator has beforehand for a busy node would be twice what a fence needs in all, and a fence's is never paged out.
+pub(super) const SMALL: (&str, &str) = ("MIMALLOC_ARENA_EAGER_COMMIT", "0");
+
 /// What makes the command that follows end with its parent. The kernel forgets the signal when a process changes its user, so setpriv(1)
 /// asks for it after that; and a parent that died before it was asked for is another one now (prctl(2), PR_SET_PDEATHSIG).
 pub(super) fn dies_with_it() -> [String; 6] {

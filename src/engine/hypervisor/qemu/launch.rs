@@ -215,7 +215,8 @@ fn command(
     }
     let mut words = words.into_iter();
     let mut command = Command::new(words.next().unwrap_or_default());
-    command.args(words).current_dir(run_dir);
+    let (option, value) = fence::SMALL;
+    command.args(words).current_dir(run_dir).env(option, value);
     command.stdin(listen(&folder, run_dir, files::MONITOR)?);
     command.stdout(listen(&folder, run_dir, files::CONSOLE)?);
     command.stderr(listen(&folder, run_dir, files::CHANNEL)?);
