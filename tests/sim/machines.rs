@@ -132,6 +132,11 @@ impl Machines {
         self.hung.clear();
     }
 
+    /// Does the host stand still? Then nothing on it does anything, and its fences end what they have to when it goes on.
+    pub fn stands_still(&self, host: usize) -> bool {
+        self.hung.contains_key(&host)
+    }
+
     /// The host stands still, with its fences and all that they look after.
     pub fn hang(&mut self, world: &World, host: usize, lasts_ms: u64) {
         let late = world.random().below(LOOKS_LATE_MS);

@@ -107,7 +107,8 @@ impl Steward {
             self.gone_at.remove(&index);
             self.dead = self.dead.filter(|dead| *dead != index);
             world.note(format_args!("node {} is no member any more", index + 1));
-            let left = world.machines().running().into_iter().find(|(host, ..)| *host == index);
+            let stands_still = world.machines().stands_still(index);
+            let left = world.machines().running().into_iter().find(|(host, ..)| *host == index && !stands_still);
             if let Some((_, vm, generation)) = left {
                 world
                     .violation(format!("generation {generation} of vm {vm} runs on node {}, which is gone", index + 1));
