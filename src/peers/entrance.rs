@@ -102,31 +102,19 @@ async fn come_in(
     let late = |_| format!("it has not proved who it is within {} s", HANDSHAKE_WITHIN.as_secs());
     let (stream, holder, protocol) = timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await.map_err(late)??;
     drop(place);
-    take(stream, holder, Service::of(protocol.as_deref()), from, store, served, joins).await
-}
-
-/// Serves it to its end; what a node has open ends when it is removed.
-async fn take(
-    stream: ServerStream,
-    holder: Option<Holder>,
-    service: Option<Service>,
-    from: SocketAddr,
-    store: Store,
-    served: &Arc<dyn Served>,
-    joins: &Semaphore,
-) -> Result<(), String> {
+    let service = Service::of(protocol.as_deref());
+    // What a node has open ends when it is removed; whose 9P is served is looked at there.
     let gone = match (&holder, service) {
-        // Whose 9P is served is looked at there.
         (Some(holder), Some(service)) if service != Service::Ninep => served.gone(holder.clone()),
         _ => Box::pin(std::future::pending()),
     };
     tokio::select! {
         () = gone => Err("the node was removed".to_owned()),
-        served = serve_one(stream, holder, service, from, store, served, joins) => served,
+        taken = take(stream, holder, service, from, store, served, joins) => taken,
     }
 }
 
-async fn serve_one(
+async fn take(
     mut stream: ServerStream,
     holder: Option<Holder>,
     service: Option<Service>,

@@ -272,8 +272,11 @@ fn acceptable(state: &State, of: &Holder, question: &Forwarded) -> Result<(), St
     };
     let asker = state.node_named(&of.name).ok_or_else(|| format!("node '{}' is not in this cluster", of.name))?;
     let size = records.iter().map(Bytes::len).sum::<usize>();
-    if records.len() > BATCH_RECORDS_MAX || size > BATCH_BYTES_MAX.max(RECORD_BYTES_MAX) {
-        return Err(format!("invalid append: {} records of {size} bytes", records.len()));
+    if records.len() > BATCH_RECORDS_MAX || size > BATCH_BYTES_MAX {
+        return Err(format!(
+            "invalid append: {} records of {size} bytes; {BATCH_RECORDS_MAX} and {BATCH_BYTES_MAX} are the most",
+            records.len()
+        ));
     }
     for record in records {
         let entry = Entry::decode(record).map_err(|error| format!("invalid entry: {error}"))?;
